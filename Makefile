@@ -1,0 +1,42 @@
+# make run: serve on port 2069.  make test: all tests.  make check: what CI runs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test lint check demo bench clean
+
+run: $(VENV)/run
+	@echo 'In one terminal:  curl -N http://127.0.0.1:2069/fruits'
+	@echo 'In another:       curl -X PUT -d '\''{"colour": "green"}'\'' http://127.0.0.1:2069/fruits/apples'
+	$(BIN)/python pypubsub.py
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test
+
+demo: $(VENV)/run .demo/node_modules
+	$(BIN)/python clients/python/demo.py .demo/node_modules/@octokit/webhooks-examples
+
+bench: $(VENV)/test
+	$(BIN)/python tests/bench.py
+
+clean:
+	rm -rf $(VENV) .demo
+
+$(VENV)/run: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/test: $(VENV)/run tests/requirements.txt
+	$(BIN)/pip install -q --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+.demo/node_modules:
+	npm install --silent --no-save --no-package-lock --prefix .demo @octokit/webhooks-examples@7.6.1

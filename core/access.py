@@ -1,0 +1,142 @@
+"""Who is asking: networks that may publish, the address behind trusted proxies, requests from other sites."""
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from netaddr import AddrFormatError, IPAddress, IPNetwork, IPSet
+from pydantic import PlainValidator
+
+UNIX: Literal["unix"] = "unix"  # in a list of networks: peers of a unix socket, who have no address
+_CACHED_ADDRESSES = 10_000
+_NETWORK_FORM = 'a network such as 10.0.0.0/8, an address, or "unix"'
+
+
+def _parse_network(value: object) -> IPNetwork | Literal["unix"]:
+    if value == UNIX:
+        return UNIX
+    try:
+        network = IPNetwork(value) if isinstance(value, str) else None
+    except (AddrFormatError, ValueError):
+        network = None
+    if network is None:
+        raise ValueError(_NETWORK_FORM)
+    return _as_ipv4_if_mapped(network)
+
+
+def _as_ipv4_if_mapped(network: IPNetwork) -> IPNetwork:
+    """::ffff:10.0.0.0/104 -> 10.0.0.0/8: IPv4-mapped IPv6 addresses (RFC 4291 2.5.5.2) are the IPv4 ones."""
+    if network.version == 6 and network.prefixlen >= 96 and network.ip.is_ipv4_mapped():
+        return IPNetwork(f"{network.ip.ipv4()}/{network.prefixlen - 96}")
+    return network
+
+
+Network = Annotated[IPNetwork | Literal["unix"], PlainValidator(_parse_network)]
+
+
+class Networks:
+    """A set of networks, asked by address; the answers are kept, for a bounded number of addresses."""
+
+    def __init__(self, networks: Iterable[IPNetwork | str]) -> None:
+        listed = list(networks)
+        self._unix = UNIX in listed
+        self._set = IPSet([network.cidr for network in listed if isinstance(network, IPNetwork)])
+        self._holds = lru_cache(_CACHED_ADDRESSES)(self._look_up)
+
+    def hold(self, address: str | None) -> bool:
+        """Whether an address is in one of the networks. "unix": a peer of a unix socket; None: not known."""
+        return address is not None and self._holds(address)
+
+    def _look_up(self, address: str) -> bool:
+        if address == UNIX:
+            return self._unix
+        return IPAddress(address) in self._set
+
+
+def plain_address(text: str) -> str | None:
+    """An address as netaddr writes it, IPv4-mapped ones as IPv4; None if it is no address."""
+    try:
+        address = IPAddress(text.partition("%")[0])  # without an IPv6 scope such as %eth0
+    except (AddrFormatError, ValueError):
+        return None
+    return str(address.ipv4() if address.is_ipv4_mapped() else address)
+
+
+def publisher_address(
+    peer: str | None, trusted_proxies: Networks, x_forwarded_for: Sequence[str], forwarded: Sequence[str]
+) -> str | None:
+    """The address a request comes from, as far as it can be believed.
+
+    peer: the address at the other end of the connection, "unix" for a unix socket, None if not known.
+    x_forwarded_for, forwarded (RFC 7239): the values of the headers, in the order received.
+
+    The lists are read from the right, each entry only on the word of a trusted proxy to its right. Anything
+    else in the place of an address, or two headers that do not agree, gives None: it raises nobody's rights.
+    """
+    if not trusted_proxies.hold(peer):
+        return peer
+    chains = [chain for chain in (_x_forwarded_for(x_forwarded_for), _forwarded(forwarded)) if chain]
+    if not chains:
+        return peer
+    addresses = {_rightmost_untrusted(chain, trusted_proxies) for chain in chains}
+    return addresses.pop() if len(addresses) == 1 else None
+
+
+def _rightmost_untrusted(chain: Sequence[str], trusted_proxies: Networks) -> str | None:
+    address: str | None = None
+    for node in reversed(chain):
+        address = _node_address(node)
+        if not trusted_proxies.hold(address):
+            return address
+    return address
+
+
+def _node_address(node: str) -> str | None:
+    """An entry of a forwarding header: an address, perhaps with a port, IPv6 then in brackets."""
+    text = node.strip().strip('"')
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    return plain_address(text)
+
+
+def _x_forwarded_for(values: Sequence[str]) -> list[str]:
+    return [node for value in values for node in value.split(",")]
+
+
+def _forwarded(values: Sequence[str]) -> list[str]:
+    """The `for` of each element; a comma or semicolon in quotes breaks one up, into what is no address."""
+    chain = []
+    for element in (element for value in values for element in value.split(",")):
+        pairs = (pair.partition("=") for pair in element.split(";"))
+        nodes = [node for name, _, node in pairs if name.strip().lower() == "for"]
+        chain.append(nodes[0] if len(nodes) == 1 else "")
+    return chain
+
+
+def from_another_site(
+    fetch_site: str | None, origin: str | None, host: str, allowed_origins: Sequence[str]
+) -> bool:
+    """Whether a browser sent this request for a page of another site that is not listed.
+
+    fetch_site, origin: the headers Sec-Fetch-Site and Origin; host: the header Host.
+    Programs send neither header, and are never from another site.
+    """
+    if origin is not None and origin in allowed_origins:
+        return False
+    if fetch_site is not None:
+        return fetch_site not in ("same-origin", "none")
+    return origin is not None and not _same_host(origin, host)
+
+
+def _same_host(origin: str, host: str) -> bool:
+    try:
+        scheme, authority = urlsplit(origin)[:2]
+        default_port = {"http": 80, "https": 443}[scheme]
+        ours = urlsplit(f"//{host}")
+        theirs = urlsplit(f"//{authority}")
+        return (theirs.hostname, theirs.port or default_port) == (ours.hostname, ours.port or default_port)
+    except (KeyError, ValueError):  # "null", and whatever is no URL
+        return False

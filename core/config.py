@@ -1,0 +1,184 @@
+"""From a YAML file to frozen sections: every wrong value and unknown key is reported, all in one go.
+
+Each part of the program owns a Section, a pydantic model of the keys it reads; the model is the only place
+where a default stands. Nothing here opens anything but the YAML file itself.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from core.errors import ConfigError
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_BYTES = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+DURATION_FORM = "a number of seconds, or a number with a unit (45s, 30m, 12h, 7d)"
+SIZE_FORM = "a number of bytes, or a number with a unit (64 KiB, 1 MiB)"
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, and nothing changes after the start."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from a number or from text such as "30m". Raises ValueError that says what is accepted."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([smhd]?)", str(value), re.ASCII | re.IGNORECASE)
+    if isinstance(value, bool) or match is None:
+        raise ValueError(DURATION_FORM)
+    return float(match[1]) * _SECONDS[match[2].lower() or "s"]
+
+
+def _parse_positive_duration(value: object) -> float:
+    if (seconds := parse_duration(value)) <= 0:
+        raise ValueError(f"{DURATION_FORM}, more than 0")
+    return seconds
+
+
+def _parse_size(value: object) -> int:
+    match = re.fullmatch(r"([0-9]+) ?(B|KiB|MiB|GiB|)", str(value), re.ASCII)
+    if isinstance(value, bool) or match is None or int(match[1]) == 0:
+        raise ValueError(SIZE_FORM)
+    return int(match[1]) * _BYTES[match[2]]
+
+
+def _none_is_empty(value: object) -> object:
+    return () if value is None else value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]  # seconds, 0 or more
+PositiveDuration = Annotated[float, BeforeValidator(_parse_positive_duration)]  # seconds, more than 0
+Size = Annotated[int, BeforeValidator(_parse_size)]  # bytes, more than 0
+EmptyIfNone = BeforeValidator(_none_is_empty)  # for lists: `key: ~` is how 0.7's example switches one off
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, {} for an empty one. Raises ConfigError naming file, line and reason."""
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError([f"{path}: {line}not YAML: {error.problem or error.context}"]) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError([f"{path}: not YAML: {reason}"]) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError([f"{path}: expected keys such as server: and clients:, got {_found(content)}"])
+    return content
+
+
+S = TypeVar("S", bound=Section)
+
+
+def build(model: type[S], content: dict[str, Any], path: Path) -> S:
+    """The section a model describes. Raises ConfigError with a line for each problem, in the file's order."""
+    try:
+        return model.model_validate(_without_empty_sections(model, content))
+    except ValidationError as error:
+        raise ConfigError([f"{path}: {_explain(model, problem)}" for problem in error.errors()]) from error
+
+
+def _subsection(model: type[Section], key: object) -> type[Section] | None:
+    """The model of a key that holds a section of its own, else None."""
+    field = model.model_fields.get(str(key))
+    for kind in (field.annotation, *get_args(field.annotation)) if field else ():
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return kind
+    return None
+
+
+def _without_empty_sections(model: type[Section], content: dict[str, Any]) -> dict[str, Any]:
+    """`server:` with nothing below it means the same as no `server:` at all."""
+    kept = {}
+    for key, value in content.items():
+        subsection = _subsection(model, key)
+        if subsection is None:
+            kept[key] = value
+        elif isinstance(value, dict):
+            kept[key] = _without_empty_sections(subsection, value)
+        elif value is not None:
+            kept[key] = value
+    return kept
+
+
+# pydantic's names of errors -> what would have been accepted
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text (in quotes if it looks like a number)",
+    "tuple_type": "a list",
+    "model_type": "keys below it",
+    "invalid_key": "a key that is text",
+}
+
+
+def _explain(model: type[Section], problem: Any) -> str:
+    """One pydantic error as a line: key path, what is accepted, what was found."""
+    key_path = _key_path(problem["loc"])
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        return f"{key_path}: unknown key{_suggestion(model, problem['loc'])}"
+    if kind == "missing":
+        return f"{key_path}: is missing"
+    if kind == "value_error":
+        expected = str(problem["ctx"]["error"])
+    elif kind in _EXPECTED:
+        expected = _EXPECTED[kind]
+    else:
+        message = str(problem["msg"])
+        expected = message.removeprefix("Input should be ")
+    return f"{key_path}: expected {expected}, got {_found(problem['input'])}"
+
+
+def _key_path(location: tuple[int | str, ...]) -> str:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return path.removeprefix(".")
+
+
+def _found(value: object) -> str:
+    """What stands in the file, as YAML would show it and short."""
+    if isinstance(value, dict):
+        return "a section with keys"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, NoneType):
+        return "nothing"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _suggestion(model: type[Section], location: tuple[int | str, ...]) -> str:
+    """The known key that was probably meant: a near miss in this section, or the same key in another."""
+    known = _key_paths(model)
+    *section, key = (str(part) for part in location)
+    beside = {path[-1]: path for path in known if list(path[:-1]) == section}
+    anywhere = {path[-1]: path for path in known}
+    for candidates, cutoff in ((beside, 0.6), (anywhere, 0.85)):
+        if near := difflib.get_close_matches(key, candidates, n=1, cutoff=cutoff):
+            return f", did you mean {'.'.join(candidates[near[0]])}?"
+    return f"; known here: {', '.join(sorted(beside))}"
+
+
+def _key_paths(model: type[Section], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    paths = []
+    for name in model.model_fields:
+        paths.append((*above, name))
+        if subsection := _subsection(model, name):
+            paths += _key_paths(subsection, (*above, name))
+    return paths

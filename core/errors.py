@@ -1,0 +1,34 @@
+"""What can go wrong on purpose: a refused request, and configuration that cannot be used."""
+
+from collections.abc import Mapping, Sequence
+
+
+class Refused(Exception):  # noqa: N818 (it says what happened to the request)
+    """A request that is answered with an error status; raised anywhere below the request handler.
+
+    status: the HTTP status (400 to 599).
+    message: one line for the client: what is wrong and what is accepted.
+    headers: added to the answer, such as WWW-Authenticate or Retry-After.
+    close: the connection cannot be used for another request.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, headers: Mapping[str, str] | None = None, close: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.headers = dict(headers or {})
+        self.close = close
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used: every problem found in it, one line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+class StartError(Exception):
+    """Something outside the configuration stops the start, such as a port in use. One line."""

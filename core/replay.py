@@ -1,0 +1,75 @@
+"""What a subscriber asks to have sent again before the live events: since a time, or after a cursor."""
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from core.config import parse_duration
+from core.errors import Refused
+
+_CURSOR = re.compile(r"[0-9A-Za-z-]{36}", re.ASCII)
+_SINCE_FORMS = (
+    "Unix seconds (1588132959.6), an ISO 8601 time (2026-11-24T08:00:00Z), a duration back from now (10m), "
+    "or -1 for all that is held"
+)
+
+
+class ReplayRequest(NamedTuple):
+    """Exactly one of the two is not None."""
+
+    since: float | None = None  # Unix seconds; events at or after it; 0 and below: all that is held
+    cursor: str | None = None  # events after it
+
+
+def replay_request(headers: Mapping[str, str], query: Mapping[str, str], now: float) -> ReplayRequest | None:
+    """What the headers and the query ask for; None for live events only. now: Unix seconds.
+
+    A cursor wins over a time, and both win over Last-Event-ID. Raises Refused(400) if any is malformed.
+    """
+    cursors = [_cursor("X-Fetch-Since-Cursor", headers), _cursor("cursor", query)]
+    times = [_since("X-Fetch-Since", headers, now), _since("since", query, now)]
+    last_event_id = _cursor("Last-Event-ID", headers)
+    for cursor in cursors:
+        if cursor is not None:
+            return ReplayRequest(cursor=cursor)
+    for since in times:
+        if since is not None:
+            return ReplayRequest(since=since)
+    return ReplayRequest(cursor=last_event_id) if last_event_id is not None else None
+
+
+def _cursor(name: str, source: Mapping[str, str]) -> str | None:
+    value = source.get(name)
+    if value is not None and not _CURSOR.fullmatch(value):
+        raise Refused(400, f"{name}: a cursor has 36 characters of 0-9, A-Z, a-z and -")
+    return value
+
+
+def _since(name: str, source: Mapping[str, str], now: float) -> float | None:
+    value = source.get(name)
+    if value is None:
+        return None
+    since = _seconds(value.strip(), now)
+    if since is None or not math.isfinite(since) or since < -1:
+        raise Refused(400, f"{name}: expected {_SINCE_FORMS}")
+    return since
+
+
+def _seconds(text: str, now: float) -> float | None:
+    """Unix seconds from any of the accepted forms, None for anything else."""
+    if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?", text, re.ASCII):
+        return float(text)
+    try:
+        return max(0.0, now - parse_duration(text))
+    except ValueError:
+        pass  # no duration: a time, then
+    # in a query string the + of a time zone arrives as a space
+    for time in (text, re.sub(r" (\d\d:?\d\d)$", r"+\1", text)):
+        try:
+            moment = datetime.fromisoformat(time)
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            continue
+    return None

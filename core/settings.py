@@ -1,0 +1,141 @@
+"""The sections `server` and `clients` of pypubsub.yaml: every key the server itself reads, with its default.
+
+What each key means to an operator stands in pypubsub.yaml.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, StrictStr
+
+from core.access import Network
+from core.config import Duration, EmptyIfNone, PositiveDuration, Section, Size, build, read_yaml
+
+DEPLOYED_READERS_LINE_SIZE = 614_400  # bytes; a widely deployed reader fails for ever on a longer line
+
+
+def _parse_port(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
+        raise ValueError("a port from 1 to 65535 (0: any free one)")
+    return value
+
+
+def _parse_binds(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _check_bind(value: str) -> str:
+    if not value or value == "unix:" or any(character.isspace() for character in value):
+        raise ValueError("an address (0.0.0.0, ::), a host name or unix:/path")
+    return value
+
+
+def _check_line_size(value: int) -> int:
+    if value < 1024:
+        raise ValueError("1 KiB or more")
+    return value
+
+
+def _check_origin(value: str) -> str:
+    scheme, separator, host = value.partition("://")
+    if scheme not in ("http", "https") or not separator or not host or "/" in host or host != host.lower():
+        raise ValueError("an origin as browsers send it: https://example.org, or with a port, no path")
+    return value
+
+
+Port = Annotated[int, BeforeValidator(_parse_port)]
+Bind = Annotated[StrictStr, AfterValidator(_check_bind)]
+Origin = Annotated[StrictStr, AfterValidator(_check_origin)]
+
+
+class TlsConfig(Section):
+    """server.tls: a second port, with TLS, on the same addresses."""
+
+    port: Port = 2070
+    cert: StrictStr  # PEM file
+    key: StrictStr  # PEM file
+    chain: StrictStr | None = None  # PEM file of intermediate certificates, sent after the certificate
+
+
+class ServerConfig(Section):
+    """server: where it listens, and its limits."""
+
+    port: Port = 2069
+    bind: Annotated[tuple[Bind, ...], BeforeValidator(_parse_binds), Field(min_length=1)] = ("0.0.0.0",)  # noqa: S104
+    tls: TlsConfig | None = None
+    max_payload_size: Size = 102_400
+    max_line_size: Annotated[Size, AfterValidator(_check_line_size)] = 600_000
+    ping_interval: PositiveDuration = 5.0
+    refusal_delay: Duration = 2.0
+    subscriber_buffer: Size = 1024**2
+    write_timeout: PositiveDuration = 300.0
+    drain_timeout: Duration = 10.0
+    idempotency_window: Duration = 600.0
+    max_connections: Annotated[StrictInt, Field(ge=1)] = 50_000
+    trusted_proxies: Annotated[tuple[Network, ...], EmptyIfNone] = ()
+    cors_origins: Annotated[tuple[Origin, ...], EmptyIfNone] = ()
+    access_log: StrictBool = False
+
+
+class ClientsConfig(Section):
+    """clients: who may publish, and who reads in an old form."""
+
+    payloaders: Annotated[tuple[Network, ...], EmptyIfNone] = ()
+    oldschoolers: Annotated[tuple[StrictStr, ...], EmptyIfNone] = ()
+    secure_topics: Annotated[tuple[StrictStr, ...], EmptyIfNone] = ()
+
+
+class Config(Section):
+    """pypubsub.yaml, without the sections of plugins."""
+
+    server: ServerConfig = ServerConfig()
+    clients: ClientsConfig = ClientsConfig()
+
+    def warnings(self) -> list[str]:
+        """What an operator should know about settings that are valid, one line each."""
+        found = []
+        if self.server.max_line_size > DEPLOYED_READERS_LINE_SIZE:
+            found.append(
+                f"server.max_line_size: {self.server.max_line_size} is more than the "
+                f"{DEPLOYED_READERS_LINE_SIZE} bytes that readers built on asfpy can take"
+            )
+        if self.server.max_payload_size > self.server.max_line_size:
+            found.append(
+                f"server.max_payload_size: {self.server.max_payload_size} is more than "
+                f"server.max_line_size ({self.server.max_line_size}), which then limits an event"
+            )
+        if not self.clients.payloaders:
+            found.append("clients.payloaders: is empty, so nobody may publish")
+        return found
+
+
+def load(
+    config_path: Path, acl_path: Path, without_effect: Sequence[tuple[str, ...]]
+) -> tuple[Config, list[str]]:
+    """The configuration, and what its owner should know about it. Raises ConfigError with all problems.
+
+    without_effect: sections (key paths) that are accepted whatever they hold, and reported.
+    """
+    content = read_yaml(config_path)
+    warnings = [
+        f"{config_path}: {'.'.join(section)}: has no effect in this version"
+        for section in without_effect
+        if _cut_section(content, section)
+    ]
+    config = build(Config, content, config_path)
+    warnings += [f"{config_path}: {warning}" for warning in config.warnings()]
+    if acl_path.exists() and read_yaml(acl_path):
+        warnings.append(f"{acl_path}: has no effect in this version, in which nobody gets private events")
+    return config, warnings
+
+
+def _cut_section(content: dict[str, Any], section: tuple[str, ...]) -> bool:
+    """Take a plugin's section out of the file's content. Whether it asked for anything."""
+    *above, key = section
+    for name in above:
+        content = content.get(name) or {}
+        if not isinstance(content, dict):
+            return False  # the model of the section above will say so
+    settings = content.pop(key, None)
+    return bool(settings.get("size", True) if isinstance(settings, dict) else settings)

@@ -1,0 +1,147 @@
+"""One subscriber: what waits for it, its writes, and how its stream ends.
+
+send() never waits. While the socket takes everything, bytes go straight to it. Once it is full they wait in
+a queue of bounded size, which serve() empties at the reader's pace. The queue holds the same bytes objects
+for all subscribers of a channel, so readers who have stopped share one copy of what they wait for.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import NoReturn, Protocol
+
+from core.framing import Wire
+from core.topics import Subscription
+
+_MAX_WRITE = 128 * 1024  # bytes; what a write leaves behind is copied, once for each stalled subscriber
+
+
+class FlowControl(Protocol):
+    """What the transport tells its protocol (asyncio.BaseProtocol.pause_writing)."""
+
+    @property
+    def writing_paused(self) -> bool:
+        """Whether the kernel has not taken everything yet."""
+
+
+class Subscriber:
+    """A reader's end of a stream whose head has been sent.
+
+    peer: who it is, for the log.
+    transport, flow, drain: the connection; drain waits while writing is paused.
+    buffer_limit: bytes that may wait for this reader; a single piece that waits alone may be larger.
+    """
+
+    __slots__ = (
+        "_buffer_limit",
+        "_drain",
+        "_finishing",
+        "_flow",
+        "_full",
+        "_left_behind",
+        "_progress_at",
+        "_queue",
+        "_queued_bytes",
+        "_transport",
+        "end_reason",
+        "peer",
+        "subscription",
+        "wire",
+    )
+
+    def __init__(
+        self,
+        peer: str,
+        subscription: Subscription,
+        wire: Wire,
+        transport: asyncio.Transport,
+        flow: FlowControl,
+        drain: Callable[[], Awaitable[None]],
+        buffer_limit: int,
+    ) -> None:
+        self.peer = peer
+        self.subscription = subscription
+        self.wire = wire
+        self.end_reason: str | None = None  # why this side ended the stream
+        self._transport = transport
+        self._flow = flow
+        self._drain = drain
+        self._buffer_limit = buffer_limit
+        self._queue: deque[bytes | memoryview] = deque()
+        self._queued_bytes = 0
+        self._full: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._finishing = False
+        self._left_behind = 0  # bytes in the transport when has_stalled() last looked
+        self._progress_at = 0.0  # loop time
+        # paused as soon as the kernel does not take all: the rest waits here, shared with others, not copied
+        # into the transport (1, not 0: asyncio's TLS pauses an empty buffer at 0)
+        transport.set_write_buffer_limits(high=1, low=0)
+
+    def send(self, data: bytes) -> None:
+        """Write frames, or queue them if the socket is full. Drops a subscriber with too much waiting."""
+        if not self._full.done():
+            if len(data) <= _MAX_WRITE:
+                self._transport.write(data)
+                if self._flow.writing_paused:
+                    self._full.set_result(None)
+                return
+            self._full.set_result(None)  # serve() takes it from here, piece by piece
+        if self.end_reason is None:
+            self._queue.append(data)
+            self._queued_bytes += len(data)
+            waiting = self._queued_bytes + self._transport.get_write_buffer_size()
+            if waiting > self._buffer_limit and waiting > len(data):
+                self.drop(f"too slow: {waiting} bytes waiting, the limit is {self._buffer_limit}")
+
+    async def serve(self) -> NoReturn:
+        """Empty the queue whenever the reader makes room, until cancelled: when the connection is gone."""
+        while True:
+            await self._full
+            await self._drain()
+            self._progress_at = asyncio.get_running_loop().time()
+            while self._queue and not self._flow.writing_paused:
+                self._transport.write(self._next_write())
+            if not self._queue and not self._flow.writing_paused:
+                if self._finishing:
+                    self._transport.close()
+                self._full = asyncio.get_running_loop().create_future()
+
+    def _next_write(self) -> bytes | memoryview:
+        """The next bytes from the queue: small pieces joined, large ones cut."""
+        first = self._queue.popleft()
+        if len(first) > _MAX_WRITE:
+            view = memoryview(first)
+            self._queue.appendleft(view[_MAX_WRITE:])
+            first = view[:_MAX_WRITE]
+        pieces, size = [first], len(first)
+        while self._queue and size + len(self._queue[0]) <= _MAX_WRITE:
+            pieces.append(self._queue.popleft())
+            size += len(pieces[-1])
+        self._queued_bytes -= size
+        return first if len(pieces) == 1 else b"".join(pieces)
+
+    def has_stalled(self, now: float, timeout: float) -> bool:
+        """Whether the reader has taken nothing of what waits for it for `timeout` seconds. now: loop time."""
+        waiting = self._transport.get_write_buffer_size()
+        if waiting == 0 or waiting != self._left_behind:
+            self._left_behind = waiting
+            self._progress_at = now
+        return now - self._progress_at >= timeout
+
+    def finish(self, reason: str) -> None:
+        """End the stream once everything queued is written: the connection is closed.
+
+        The closing chunk is not sent: deployed readers reconnect after an early end, and give up after a
+        clean one.
+        """
+        self.end_reason = reason
+        self._finishing = True
+        if not self._full.done():
+            self._transport.close()
+
+    def drop(self, reason: str) -> None:
+        """End the stream at once, and free what waits for it."""
+        self.end_reason = reason
+        self._queue.clear()
+        self._queued_bytes = 0
+        self._transport.abort()

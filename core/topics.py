@@ -1,0 +1,57 @@
+"""A URL path, read as the topics of a publish or as a subscription.
+
+Both are percent-decoded as UTF-8 before anything else, so that `/` and `,` separate in either spelling.
+"""
+
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from core.errors import Refused
+
+Batch = frozenset[str]  # topics that an event must have all of
+Subscription = frozenset[Batch]  # met by an event that has every topic of one batch
+
+EVERYTHING: Subscription = frozenset({frozenset()})
+PRIVATE = "private"
+
+
+class PublishPath(NamedTuple):
+    """Where an event is published."""
+
+    topics: tuple[str, ...]  # as published, repeats included, without the leading `private`
+    private: bool
+    text: str  # pubsub_path: "/" and the topics, the leading `private` included
+
+
+def _decode(raw_path: str) -> str:
+    """The path as text. Raises Refused(400) where its bytes are not UTF-8."""
+    try:
+        # aiohttp hands over bytes that are no UTF-8 as surrogates (PEP 383): turn them back before decoding
+        return unquote_to_bytes(raw_path.encode("utf-8", "surrogateescape")).decode("utf-8")
+    except UnicodeError:
+        raise Refused(400, "the path is not UTF-8 (percent-encode its bytes)") from None
+
+
+def _split(path: str) -> list[str]:
+    return [part for part in path.split("/") if part]
+
+
+def parse_publish_path(raw_path: str) -> PublishPath:
+    """`/private/fruits/apples` -> topics fruits, apples, and private. Raises Refused(400)."""
+    path = _decode(raw_path)
+    if "," in path:
+        raise Refused(400, "a path to publish on has no comma (commas separate what a subscriber asks for)")
+    parts = _split(path)
+    private = parts[:1] == [PRIVATE]
+    return PublishPath(tuple(parts[1:] if private else parts), private, "/" + "/".join(parts))
+
+
+def parse_subscription(raw_path: str) -> Subscription:
+    """`/a/b,c/d` -> {{a, b}, {c, d}}; `/` -> every event. Raises Refused(400)."""
+    path = _decode(raw_path)
+    batches = frozenset(frozenset(topics) for part in path.split(",") if (topics := _split(part)))
+    if batches:
+        return batches
+    if "," in path:
+        raise Refused(400, "nothing but commas in the path: ask for topics (/fruits,tools) or for all (/)")
+    return EVERYTHING

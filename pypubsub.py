@@ -1,0 +1,656 @@
+#!/usr/bin/env python3
+"""The PyPubSub server: start-up, one event's way in and out, shutdown, command line.
+
+A publish runs down _publish(): who asks, what they send, stamp it, hand it to the fan-out. A subscription
+runs down _subscribe(): what is asked for, the stream's head, then the subscriber serves itself until it is
+gone. What needs no aiohttp lives in core/.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import resource
+import signal
+import ssl
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+
+from core import __version__
+from core.access import UNIX, Networks, from_another_site, plain_address, publisher_address
+from core.cursor import Stamp, Stamps
+from core.errors import ConfigError, Refused, StartError
+from core.event import Event, parse_ndjson, parse_payload
+from core.fanout import Fanout
+from core.framing import wire_form
+from core.idempotency import Answers, Scope, check_key
+from core.replay import replay_request
+from core.settings import Config, load
+from core.subscriber import Subscriber
+from core.tls import tls_context
+from core.topics import PublishPath, parse_publish_path, parse_subscription
+from plugins import SECTIONS_WITHOUT_EFFECT
+
+log = logging.getLogger("pypubsub")
+
+STREAM_TYPE = "application/vnd.pypubsub-stream"
+ALLOWED_METHODS = "GET, HEAD, OPTIONS, POST, PUT"
+HEAD_TIMEOUT = 75.0  # seconds a connection may be idle, or take for a request's head
+BODY_TIMEOUT = 60.0  # seconds a request's body may take
+LINGER = 3.0  # seconds that a refused body is read on for, so that the answer is not lost to a reset
+MAX_HELD_REFUSALS = 1000
+ACCEPT_BACKLOG = 1024  # connections waiting to be accepted: after a restart everybody comes back at once
+RETRY_AFTER = {"Retry-After": "5"}
+AUTHENTICATE = {"WWW-Authenticate": 'Basic realm="PyPubSub", charset="UTF-8"'}  # RFC 7617
+CORS_REQUEST_HEADERS = (
+    "Accept, Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Fetch-Since, X-Fetch-Since-Cursor"
+)
+CORS_ANSWER_HEADERS = "Idempotency-Replayed, Retry-After, X-Cursor, X-Replay, X-Requests, X-Subscribers"
+
+
+class Accepted(NamedTuple):
+    """What a publisher is told, and told again for the same Idempotency-Key."""
+
+    last: Stamp
+    events: int  # how many
+
+
+class Connection(web.RequestHandler):
+    """A connection of aiohttp's that is counted, knows its peer, and answers malformed requests our way."""
+
+    __slots__ = ("http", "peer")
+
+    def __init__(self, http: "HttpServer", **settings: Any) -> None:
+        super().__init__(http, **settings)
+        self.http = http
+        self.peer: str | None = None  # an address, "unix", or None if the client left before it could be seen
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected."""
+        peername = transport.get_extra_info("peername")
+        if isinstance(peername, tuple):
+            self.peer = plain_address(peername[0])
+        elif peername is not None:
+            self.peer = UNIX
+        self.http.open_connections += 1
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The connection is gone."""
+        self.http.open_connections -= 1
+        super().connection_lost(exc)
+
+    def log_exception(self, *args: Any, **details: Any) -> None:
+        """Log what aiohttp could not handle; a body that breaks off or does not inflate is the client's."""
+        if not isinstance(details.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **details)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,  # noqa: ARG002 (aiohttp's signature)
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what aiohttp could not parse, which never gets as far as the handler."""
+        reason = (message or "not a request").strip().splitlines()[0].rstrip(":")
+        return self.http.server.refuse(request, Refused(status, f"not HTTP/1.1: {reason}", close=True))
+
+
+class HttpServer(web.Server):
+    """aiohttp's low-level server (every path is a topic: there is nothing to route), with our Connection."""
+
+    def __init__(self, server: "Server") -> None:
+        super().__init__(server.handle, handler_cancellation=True)  # so a disconnect is noticed at once
+        self.server = server
+        self.open_connections = 0
+
+    def __call__(self) -> Connection:
+        """A new connection (asyncio's protocol factory)."""
+        return Connection(
+            self,
+            loop=self._loop,
+            keepalive_timeout=HEAD_TIMEOUT,
+            lingering_time=LINGER,
+            logger=logging.getLogger("pypubsub.http"),
+            access_log=logging.getLogger("pypubsub.access") if self.server.config.server.access_log else None,
+            access_log_format='%a "%r" %s %b bytes %Tf s',
+        )
+
+
+class Server:
+    """The daemon: an HTTP server, and the subscribers it serves."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._fanout = Fanout()
+        self._stamps = Stamps()
+        self._publishers = Networks(config.clients.payloaders)
+        self._trusted_proxies = Networks(config.server.trusted_proxies)
+        self._secure_topics = frozenset(config.clients.secure_topics)
+        self._answers: Answers[Accepted] = Answers(config.server.idempotency_window)
+        self._http = HttpServer(self)
+        self._runner = web.ServerRunner(self._http)
+        self._publishing = 0  # publishes let in and not answered yet
+        self._held_refusals = 0
+        self._stop = asyncio.Event()
+        self._no_publishing = asyncio.Event()  # set when, after _stop, the last publish is answered
+        self._no_subscribers = asyncio.Event()  # set when, after _stop, the last subscriber has left
+
+    # A life: listen, serve, drain
+
+    async def run(self) -> None:
+        """Serve until a signal says to stop. Raises StartError if it cannot listen."""
+        self._handle_signals()
+        await self._runner.setup()
+        try:
+            await self._listen()
+            async with asyncio.TaskGroup() as tasks:  # the death of one of them ends the server
+                recurring = [
+                    tasks.create_task(self._ping(), name="ping"),
+                    tasks.create_task(self._drop_stalled(), name="drop stalled readers"),
+                ]
+                await self._stop.wait()
+                await self._drain()
+                for task in recurring:
+                    task.cancel()
+        finally:
+            await self._runner.cleanup()
+            self._remove_unix_sockets()
+        log.info("stopped")
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop_signal, number)
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            loop.add_signal_handler(number, self._on_reload_signal, number)
+
+    def _on_stop_signal(self, number: signal.Signals) -> None:
+        if self._stop.is_set():
+            log.warning("%s again: leaving at once", number.name)
+            logging.shutdown()
+            os._exit(1)
+        log.info("%s: stopping, with %d subscribers", number.name, len(self._fanout))
+        self._stop.set()
+
+    @staticmethod
+    def _on_reload_signal(number: signal.Signals) -> None:
+        log.info("%s: there is nothing to reload in this version", number.name)
+
+    async def _listen(self) -> None:
+        server = self.config.server
+        context = tls_context(server.tls) if server.tls else None
+        for bind in server.bind:
+            if bind.startswith("unix:"):
+                unix_site = web.UnixSite(self._runner, bind.removeprefix("unix:"), backlog=ACCEPT_BACKLOG)
+                await start_site(unix_site, bind)
+                continue
+            await self._listen_tcp(bind, server.port, None)
+            if server.tls:
+                await self._listen_tcp(bind, server.tls.port, context)
+
+    async def _listen_tcp(self, bind: str, port: int, context: ssl.SSLContext | None) -> None:
+        site = web.TCPSite(self._runner, bind, port, ssl_context=context, backlog=ACCEPT_BACKLOG)
+        await start_site(site, url(bind, port, tls=context is not None))
+
+    def _remove_unix_sockets(self) -> None:
+        for bind in self.config.server.bind:
+            if bind.startswith("unix:"):
+                Path(bind.removeprefix("unix:")).unlink(missing_ok=True)
+
+    async def _drain(self) -> None:
+        """Stop accepting, let publishes under way end, send what is queued, close the streams."""
+        for site in list(self._runner.sites):
+            await site.stop()
+        try:
+            async with asyncio.timeout(self.config.server.drain_timeout):
+                if self._publishing:
+                    await self._no_publishing.wait()
+                self._fanout.flush()
+                for subscriber in list(self._fanout):
+                    subscriber.finish("the server stops")
+                if self._fanout:
+                    await self._no_subscribers.wait()
+        except TimeoutError:
+            log.warning(
+                "drain_timeout: %d publishes and %d subscribers are cut off",
+                self._publishing,
+                len(self._fanout),
+            )
+            for subscriber in list(self._fanout):
+                subscriber.drop("the server stops")
+
+    async def _ping(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.server.ping_interval)
+            self._fanout.ping(ping_line())
+
+    async def _drop_stalled(self) -> None:
+        timeout = self.config.server.write_timeout
+        while True:
+            await asyncio.sleep(timeout / 10)
+            now = asyncio.get_running_loop().time()
+            for subscriber in list(self._fanout):
+                if subscriber.has_stalled(now, timeout):
+                    subscriber.drop(f"took nothing for {timeout:g} seconds")
+
+    # Requests
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request. Whatever goes wrong in it is answered too."""
+        try:
+            return await self._route(request)
+        except Refused as refused:
+            if request.method == "GET":
+                await self._hold_back()
+            return self.refuse(request, refused)
+        except ConnectionError:
+            raise  # nobody is there to be answered
+        except Exception:
+            log.exception("error in %s %s", request.method, shown_path(request))
+            if request.writer.output_size:
+                raise ConnectionError("an answer is under way, which no error can follow") from None
+            return self.refuse(
+                request, Refused(500, "an error in the server, which its log explains", close=True)
+            )
+
+    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self._stop.is_set():
+            raise Refused(503, "the server is stopping", headers=RETRY_AFTER, close=True)
+        if self._http.open_connections > self.config.server.max_connections:
+            raise Refused(503, "too many connections", headers=RETRY_AFTER, close=True)
+        match request.method:
+            case "GET":
+                return await self._subscribe(request)
+            case "PUT" | "POST":
+                return await self._publish(request)
+            case "HEAD":
+                return web.Response(status=204, headers=self._headers(request), content_type="text/plain")
+            case "OPTIONS":
+                return self._options(request)
+        raise Refused(
+            405,
+            f"{request.method} is not known here: PUT or POST publishes, GET subscribes",
+            headers={"Allow": ALLOWED_METHODS},
+        )
+
+    def refuse(self, request: web.BaseRequest, refused: Refused) -> web.StreamResponse:
+        """The answer to a refused request, which is also logged."""
+        log.info(
+            "refused %s %s from %s: %d %s",
+            request.method,
+            shown_path(request),
+            connection_of(request).peer,
+            refused.status,
+            refused.message,
+        )
+        response = self._answer(request, refused.status, refused.message, {"error": refused.message})
+        response.headers.update(refused.headers)
+        if refused.close or self._body_may_never_come(request):
+            response.force_close()
+        return response
+
+    async def _hold_back(self) -> None:
+        """Answer a refused subscriber late: deployed readers ask again without a pause."""
+        if self._held_refusals >= MAX_HELD_REFUSALS:
+            return
+        self._held_refusals += 1
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.config.server.refusal_delay):
+                    await self._stop.wait()
+        finally:
+            self._held_refusals -= 1
+
+    def _body_may_never_come(self, request: web.BaseRequest) -> bool:
+        """Whether the body of a refused request is not worth waiting for before the next request."""
+        if request.content.is_eof():
+            return False
+        too_long = (request.content_length or 0) > self.config.server.max_payload_size
+        return too_long or "Expect" in request.headers
+
+    def _headers(self, request: web.BaseRequest) -> dict[str, str]:
+        """What stands in the head of every answer."""
+        headers = {
+            "Server": f"PyPubSub/{__version__}",
+            "X-Subscribers": str(len(self._fanout)),
+            "X-Requests": str(self._http.requests_count),
+        }
+        if self.config.server.cors_origins:
+            headers["Vary"] = "Origin"
+            if (origin := request.headers.get("Origin")) in self.config.server.cors_origins:
+                headers["Access-Control-Allow-Origin"] = origin
+                headers["Access-Control-Allow-Credentials"] = "true"
+                headers["Access-Control-Expose-Headers"] = CORS_ANSWER_HEADERS
+        return headers
+
+    def _answer(
+        self, request: web.BaseRequest, status: int, text: str, fields: Mapping[str, Any]
+    ) -> web.Response:
+        """One line: of text, or of JSON for those who ask for it."""
+        headers = self._headers(request)
+        if "application/json" in request.headers.get("Accept", ""):
+            content_type, text = "application/json", json.dumps(fields)
+        else:
+            content_type = "text/plain"
+        return web.Response(status=status, headers=headers, content_type=content_type, text=text + "\n")
+
+    def _options(self, request: web.BaseRequest) -> web.Response:
+        headers = self._headers(request)
+        headers["Allow"] = ALLOWED_METHODS
+        if "Access-Control-Allow-Origin" in headers:
+            headers["Access-Control-Allow-Methods"] = ALLOWED_METHODS
+            headers["Access-Control-Allow-Headers"] = CORS_REQUEST_HEADERS
+            headers["Access-Control-Max-Age"] = "3600"
+        return web.Response(status=204, headers=headers)
+
+    # An event's way in
+
+    async def _publish(self, request: web.BaseRequest) -> web.Response:
+        self._publishing += 1
+        try:
+            path = parse_publish_path(request.rel_url.raw_path)
+            publisher = self._authorize(request, path)
+            scope = None
+            if (key := request.headers.get("Idempotency-Key")) is not None:
+                scope = Scope(publisher, path.text, check_key(key))
+            body = await self._read_body(request)
+            before = self._answers.find(scope, body) if scope else None
+            accepted = before or self._accept(request, path, body)
+            if scope and before is None:
+                self._answers.remember(scope, body, accepted)
+            return self._accepted(request, path, accepted, replayed=before is not None)
+        finally:
+            self._publishing -= 1
+            if self._stop.is_set() and not self._publishing:
+                self._no_publishing.set()
+
+    def _authorize(self, request: web.BaseRequest, path: PublishPath) -> str:
+        """The address that publishes. Raises Refused (401, 403) if it may not, before the body is read."""
+        headers = request.headers
+        if from_another_site(
+            headers.get("Sec-Fetch-Site"),
+            headers.get("Origin"),
+            headers.get("Host", ""),
+            self.config.server.cors_origins,
+        ):
+            raise Refused(
+                403, "a page of another site may not publish here (server.cors_origins lists who may)"
+            )
+        if secured := self._secure_topics.intersection(path.topics):
+            topics = ", ".join(sorted(secured))
+            if "Authorization" not in headers:
+                raise Refused(401, f"credentials are needed to publish on {topics}", headers=AUTHENTICATE)
+            raise Refused(403, f"these credentials give no right to publish on {topics}")
+        address = publisher_address(
+            connection_of(request).peer,
+            self._trusted_proxies,
+            headers.getall("X-Forwarded-For", ()),
+            headers.getall("Forwarded", ()),
+        )
+        if address is None or not self._publishers.hold(address):
+            raise Refused(
+                403, f"{address or 'an unknown address'} may not publish here (see clients.payloaders)"
+            )
+        return address
+
+    async def _read_body(self, request: web.BaseRequest) -> bytes:
+        """The body, inflated. Raises Refused."""
+        limit = self.config.server.max_payload_size
+        too_large = Refused(413, f"the body is larger than the {limit} bytes that are accepted", close=True)
+        encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("identity", "gzip", "deflate"):
+            raise Refused(
+                415,
+                "Content-Encoding: gzip, deflate and none are known here",
+                headers={"Accept-Encoding": "gzip, deflate"},
+            )
+        if (request.content_length or 0) > limit:
+            raise too_large
+        continue_if_expected(request)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(None if request.content.is_eof() else BODY_TIMEOUT):
+                while chunk := await request.content.readany():
+                    body += chunk
+                    if len(body) > limit:
+                        raise too_large
+        except TimeoutError:
+            raise Refused(408, f"the body took longer than {BODY_TIMEOUT:g} seconds", close=True) from None
+        except web.RequestPayloadError:
+            raise Refused(400, f"the body is broken (as {encoding}, or its chunks)", close=True) from None
+        if not body:
+            raise Refused(400, "there is no body: expected a JSON object")
+        return bytes(body)
+
+    def _accept(self, request: web.BaseRequest, path: PublishPath, body: bytes) -> Accepted:
+        """Publish the event, or the events, in a body. Raises Refused, and then none is published."""
+        limit = self.config.server.max_line_size
+        if request.content_type == "application/x-ndjson":
+            openings = parse_ndjson(body, path, limit)
+        else:
+            openings = [parse_payload(body, path, limit)]
+        return Accepted(self.publish(path, openings), len(openings))
+
+    def publish(self, path: PublishPath, openings: list[str]) -> Stamp:
+        """The one door for events: stamp them in order and send them on. The last one's stamp.
+
+        openings: from parse_payload, at least one.
+        """
+        for opening in openings:
+            event = Event(path, opening, self._stamps.next())
+            self._fanout.deliver(event)
+        return event.stamp
+
+    def _accepted(
+        self, request: web.BaseRequest, path: PublishPath, accepted: Accepted, *, replayed: bool
+    ) -> web.Response:
+        cursor, timestamp = accepted.last
+        if request.content_type == "application/x-ndjson":
+            text, fields = f"accepted {accepted.events} events", {"cursor": cursor, "count": accepted.events}
+        else:
+            text, fields = "accepted", {"cursor": cursor, "timestamp": timestamp, "path": path.text}
+        response = self._answer(request, 202, text, fields)
+        response.headers["X-Cursor"] = cursor
+        if replayed:
+            response.headers["Idempotency-Replayed"] = "true"
+        return response
+
+    # An event's way out
+
+    async def _subscribe(self, request: web.BaseRequest) -> web.StreamResponse:
+        subscription = parse_subscription(request.rel_url.raw_path)
+        replay = replay_request(request.headers, request.query, time.time())
+        user_agent = request.headers.get("User-Agent", "")
+        wire = wire_form(
+            http_1_0=request.version < HttpVersion11,
+            nul_terminated=any(name in user_agent for name in self.config.clients.oldschoolers),
+        )
+        response = web.StreamResponse(
+            headers=self._headers(request)
+            | {
+                "X-Subscribers": str(len(self._fanout) + 1),
+                "Content-Type": STREAM_TYPE,
+                "Cache-Control": "no-store",
+                "X-Accel-Buffering": "no",
+                "X-Cursor": self._stamps.next().cursor,
+            }
+        )
+        if replay:
+            response.headers["X-Replay"] = "none"
+        response.force_close()  # a stream's end is the connection's
+        # nothing awaits anything from the head to join(): what is published after the head is sent
+        writer = await response.prepare(request)
+        if writer is None or request.transport is None:
+            raise ConnectionError("the client left before its stream began")
+        connection = connection_of(request)
+        subscriber = Subscriber(
+            connection.peer or "a peer already gone",
+            subscription,
+            wire,
+            request.transport,
+            connection,
+            writer.drain,
+            self.config.server.subscriber_buffer,
+        )
+        subscriber.send(wire(ping_line()))
+        self._fanout.join(subscriber)
+        since = time.monotonic()
+        try:
+            await subscriber.serve()
+        finally:
+            self._fanout.leave(subscriber)
+            if self._stop.is_set() and not self._fanout:
+                self._no_subscribers.set()
+            log.info(
+                "subscriber %s of %s left after %.1f s: %s",
+                subscriber.peer,
+                shown_path(request),
+                time.monotonic() - since,
+                subscriber.end_reason or "the client disconnected",
+            )
+
+
+def connection_of(request: web.BaseRequest) -> Connection:
+    """The connection a request came in on."""
+    connection = request.protocol
+    assert isinstance(connection, Connection)  # noqa: S101 (HttpServer makes no others)
+    return connection
+
+
+def shown_path(request: web.BaseRequest) -> str:
+    """The path for a log line: still percent-encoded, no query, of bounded length."""
+    return request.rel_url.raw_path[:200]
+
+
+def ping_line() -> bytes:
+    """An object with the one key by which every client tells a ping from an event."""
+    return json.dumps({"stillalive": time.time()}).encode() + b"\n"
+
+
+def continue_if_expected(request: web.BaseRequest) -> None:
+    """Send 100 (Continue) to a client that waits for it (RFC 9110 section 10.1.1). Raises Refused(417)."""
+    expected = request.headers.get("Expect")
+    if expected is None or request.version < HttpVersion11:
+        return
+    if expected.strip().lower() != "100-continue":
+        raise Refused(417, "Expect: only 100-continue is known here")
+    if request.transport is not None and not request.content.is_eof():
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def url(bind: str, port: int, *, tls: bool) -> str:
+    """How an address and a port are written."""
+    return f"{'https' if tls else 'http'}://{f'[{bind}]' if ':' in bind else bind}:{port}"
+
+
+async def start_site(site: web.TCPSite | web.UnixSite, where: str) -> None:
+    """Listen. Raises StartError."""
+    try:
+        await site.start()
+    except OSError as error:
+        raise StartError(f"cannot listen on {where}: {error.strerror or error}") from error
+    if isinstance(site, web.TCPSite):
+        where = f"{where.rpartition(':')[0]}:{site.port}"  # the kernel's choice where it was 0
+    log.info("PyPubSub %s serves %s", __version__, where)
+
+
+# The command line
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line, its help and its --version."""
+    parser = argparse.ArgumentParser(
+        description="PyPubSub: JSON events over HTTP, from publishers to subscribers."
+    )
+    parser.add_argument(
+        "--config", type=Path, default="pypubsub.yaml", help="settings (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--acl", type=Path, default="pypubsub_acl.yaml", help="access rights (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="load everything, say what would be served, and exit"
+    )
+    parser.add_argument("--version", action="version", version=f"PyPubSub {__version__}")
+    parser.add_argument(
+        "--log-level",
+        type=str.upper,
+        choices=["DEBUG", "INFO", "WARNING", "ERROR"],
+        default="INFO",
+        help="least level that is logged, to stderr (default: %(default)s)",
+    )
+    return parser.parse_args(arguments)
+
+
+def check(config: Config) -> list[str]:
+    """What would be served, a line each. Raises StartError for a certificate that cannot be used."""
+    server = config.server
+    lines = []
+    for bind in server.bind:
+        if bind.startswith("unix:"):
+            lines.append(f"serves {bind}")
+            continue
+        lines.append(f"serves {url(bind, server.port, tls=False)}")
+        if server.tls:
+            tls_context(server.tls)
+            lines.append(f"serves {url(bind, server.tls.port, tls=True)}")
+    lines.append(f"publishers: {', '.join(map(str, config.clients.payloaders)) or 'nobody'}")
+    if config.clients.secure_topics:
+        lines.append(f"secure topics: {', '.join(config.clients.secure_topics)}")
+    return lines
+
+
+def raise_file_limit() -> int:
+    """Let the process open as many files, connections among them, as it may. How many that is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses "unlimited"
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+async def serve(config: Config) -> None:
+    """Run a server in this event loop until it is stopped."""
+    await Server(config).run()
+
+
+def main() -> int:
+    """Run the daemon. 0: stopped by a signal, or checked and found good; 1: not so; 2: not configured."""
+    arguments = parse_arguments()
+    logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        config, warnings = load(arguments.config, arguments.acl, SECTIONS_WITHOUT_EFFECT)
+        if arguments.check:
+            print("\n".join(check(config) + [f"warning: {warning}" for warning in warnings]))
+            return 0
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1 if arguments.check else 2
+    except StartError as error:
+        print(f"{arguments.config}: {error}", file=sys.stderr)
+        return 1
+    for warning in warnings:
+        log.warning("%s", warning)
+    if (files := raise_file_limit()) < config.server.max_connections:
+        log.info("the limit of open files, %d, is lower than server.max_connections", files)
+    try:
+        asyncio.run(serve(config))
+    except StartError as error:
+        log.error("%s", error)  # noqa: TRY400 (one clear line, no traceback)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
