@@ -17,6 +17,7 @@ import signal
 import ssl
 import sys
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,6 +121,7 @@ class HttpServer(web.Server):
             loop=self._loop,
             keepalive_timeout=HEAD_TIMEOUT,
             lingering_time=LINGER,
+            auto_decompress=False,  # inflate() does it, and knows the limit
             logger=logging.getLogger("pypubsub.http"),
             access_log=logging.getLogger("pypubsub.access") if self.server.config.server.access_log else None,
             access_log_format='%a "%r" %s %b bytes %Tf s',
@@ -406,7 +408,6 @@ class Server:
     async def _read_body(self, request: web.BaseRequest) -> bytes:
         """The body, inflated. Raises Refused."""
         limit = self.config.server.max_payload_size
-        too_large = Refused(413, f"the body is larger than the {limit} bytes that are accepted", close=True)
         encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("identity", "gzip", "deflate"):
             raise Refused(
@@ -415,22 +416,14 @@ class Server:
                 headers={"Accept-Encoding": "gzip, deflate"},
             )
         if (request.content_length or 0) > limit:
-            raise too_large
+            raise too_large(limit)
         continue_if_expected(request)
-        body = bytearray()
-        try:
-            async with asyncio.timeout(None if request.content.is_eof() else BODY_TIMEOUT):
-                while chunk := await request.content.readany():
-                    body += chunk
-                    if len(body) > limit:
-                        raise too_large
-        except TimeoutError:
-            raise Refused(408, f"the body took longer than {BODY_TIMEOUT:g} seconds", close=True) from None
-        except web.RequestPayloadError:
-            raise Refused(400, f"the body is broken (as {encoding}, or its chunks)", close=True) from None
+        body = await receive(request, limit)
+        if encoding != "identity":
+            body = inflate(body, limit)
         if not body:
             raise Refused(400, "there is no body: expected a JSON object")
-        return bytes(body)
+        return body
 
     def _accept(self, request: web.BaseRequest, path: PublishPath, body: bytes) -> Accepted:
         """Publish the event, or the events, in a body. Raises Refused, and then none is published."""
@@ -537,6 +530,41 @@ def ping_line() -> bytes:
     return json.dumps({"stillalive": time.time()}).encode() + b"\n"
 
 
+def too_large(limit: int) -> Refused:
+    """The refusal of a body; the rest of it may still be on its way."""
+    return Refused(413, f"the body is larger than the {limit} bytes that are accepted", close=True)
+
+
+async def receive(request: web.BaseRequest, limit: int) -> bytes:
+    """The body as it was sent, up to so many bytes. Raises Refused."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(None if request.content.is_eof() else BODY_TIMEOUT):
+            while piece := await request.content.readany():
+                body += piece
+                if len(body) > limit:
+                    raise too_large(limit)
+    except TimeoutError:
+        raise Refused(408, f"the body took longer than {BODY_TIMEOUT:g} seconds", close=True) from None
+    except web.RequestPayloadError:
+        raise Refused(400, "the body's chunks are broken", close=True) from None
+    return bytes(body)
+
+
+def inflate(body: bytes, limit: int) -> bytes:
+    """A gzip or deflate body (RFC 9110 section 8.4.1), up to so many bytes inflated. Raises Refused."""
+    inflater = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # 32: either header
+    try:
+        inflated = inflater.decompress(body, limit + 1)
+    except zlib.error:
+        raise Refused(400, "the body does not inflate as its Content-Encoding says") from None
+    if len(inflated) > limit:
+        raise too_large(limit)
+    if not inflater.eof or inflater.unused_data:
+        raise Refused(400, "the compressed body is cut short, or goes on after its end")
+    return inflated
+
+
 def continue_if_expected(request: web.BaseRequest) -> None:
     """Send 100 (Continue) to a client that waits for it (RFC 9110 section 10.1.1). Raises Refused(417)."""
     expected = request.headers.get("Expect")
@@ -558,7 +586,8 @@ async def start_site(site: web.TCPSite | web.UnixSite, where: str) -> None:
     try:
         await site.start()
     except OSError as error:
-        raise StartError(f"cannot listen on {where}: {error.strerror or error}") from error
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error
+        raise StartError(f"cannot listen on {where}: {reason}") from error
     if isinstance(site, web.TCPSite):
         where = f"{where.rpartition(':')[0]}:{site.port}"  # the kernel's choice where it was 0
     log.info("PyPubSub %s serves %s", __version__, where)

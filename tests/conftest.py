@@ -1,0 +1,56 @@
+"""The daemon under test. With PYPUBSUB_NO_SKIP set, as in CI, a test that skips has failed."""
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemon import Daemon
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skip into a failure where everything that tests need is installed."""
+    report = yield
+    if report.skipped and "PYPUBSUB_NO_SKIP" in os.environ:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, where no test may skip: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One daemon with the default settings, for all tests that need no other."""
+    daemon = Daemon(tmp_path_factory.mktemp("shared"))
+    yield daemon
+    if daemon.running:
+        daemon.stop()
+
+
+@pytest.fixture
+def server(shared_daemon: Daemon) -> Daemon:
+    """A running daemon with the default settings. A test may stop and start it."""
+    if not shared_daemon.running:
+        shared_daemon.start()
+    return shared_daemon
+
+
+@pytest.fixture
+def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Starts daemons with settings of their own: start_daemon({"server": {"ping_interval": 1}})."""
+    daemons: list[Daemon] = []
+
+    def start(config: dict[str, Any] | None = None) -> Daemon:
+        directory = tmp_path / str(len(daemons))
+        directory.mkdir()
+        daemons.append(Daemon(directory, config))
+        daemons[-1].start()
+        return daemons[-1]
+
+    yield start
+    for daemon in daemons:
+        if daemon.running:
+            daemon.stop()

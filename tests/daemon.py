@@ -1,0 +1,155 @@
+"""The real daemon, run as a subprocess on a free port."""
+
+import asyncio
+import copy
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import yaml
+from wire import Stream
+
+ROOT = Path(__file__).parent.parent
+DEFAULT_CONFIG: dict[str, Any] = {
+    "server": {"bind": "127.0.0.1", "refusal_delay": 0},
+    "clients": {"payloaders": ["127.0.0.1/24", "::1"], "oldschoolers": ["svnwcsub"]},
+}
+
+
+class Answer(NamedTuple):
+    """An HTTP answer, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """base with the keys of changes, section by section."""
+    result = copy.deepcopy(dict(base))
+    for key, value in changes.items():
+        below = result.get(key)
+        result[key] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return result
+
+
+class Daemon:
+    """`python3 pypubsub.py` with a configuration of its own."""
+
+    def __init__(self, directory: Path, config: Mapping[str, Any] | None = None) -> None:
+        self.config_path = directory / "pypubsub.yaml"
+        self.acl_path = directory / "pypubsub_acl.yaml"
+        self.config = merged(DEFAULT_CONFIG, config or {})
+        self.port = 0  # the kernel's choice at the first start, kept for the next ones
+        self.log: list[str] = []
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it serves."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        self.config["server"].setdefault("port", self.port)
+        self.config_path.write_text(yaml.safe_dump(self.config))
+        self._process = subprocess.Popen(
+            [sys.executable, "pypubsub.py", "--config", self.config_path, "--acl", self.acl_path],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        threading.Thread(target=self._read_log, args=(self._process,), daemon=True).start()
+        line = self.logged("serves http://.*:[0-9]+$")
+        self.port = self.config["server"]["port"] = int(line.rpartition(":")[2])
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 20) -> int:
+        """End it by a signal; its exit status."""
+        assert self._process is not None
+        if self.running:
+            os.kill(self.pid, number)
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 20) -> int:
+        """Wait for its end; its exit status."""
+        assert self._process is not None
+        return self._process.wait(timeout)
+
+    def logged(self, pattern: str, timeout: float = 10) -> str:
+        """Wait for a line of the log, not yet waited for, that matches; the line."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"no line with {pattern!r} in the log: {self.log}") from None
+            if line is None:
+                raise AssertionError(f"the daemon ended before it logged {pattern!r}: {self.log}")
+            if re.search(pattern, line):
+                return line
+
+    async def until_logged(self, pattern: str) -> str:
+        """logged(), for a test whose own connections go on meanwhile."""
+        return await asyncio.to_thread(self.logged, pattern)
+
+    def _read_log(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            self.log.append(line.rstrip())
+            self._lines.put(line.rstrip())
+        self._lines.put(None)
+
+    # What clients do
+
+    async def request(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """One request; body: a JSON object, or bytes, or whatever aiohttp sends."""
+        sent = {"json": body} if isinstance(body, dict | list) else {"data": body}
+        timeout = aiohttp.ClientTimeout(total=20)
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.request(method, self.url + path, headers=headers, **sent) as response,
+        ):
+            return Answer(response.status, response.headers, await response.text())
+
+    async def put(self, path: str, payload: Any, **headers: str) -> Answer:
+        """Publish."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.request("PUT", path, payload, named)
+
+    def subscriber(
+        self, path: str, headers: Mapping[str, str] | None = None, version: str = "1.1"
+    ) -> Stream:
+        """A stream, to be used in `async with`."""
+        return Stream("127.0.0.1", self.port, path, headers or {}, version)

@@ -1,0 +1,78 @@
+"""A stream read byte by byte off the socket: chunk borders and ends are what many promises are about."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+TIMEOUT = 20.0  # seconds; a guard, no test waits for it to pass
+
+
+class Stream:
+    """A subscription over a raw socket."""
+
+    def __init__(self, host: str, port: int, path: str, headers: Mapping[str, str], version: str) -> None:
+        self._address = (host, port)
+        self._path = path
+        self._request_headers = headers
+        self._version = version
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.raw_head = b""
+
+    async def __aenter__(self) -> Self:
+        self.reader, self.writer = await asyncio.open_connection(*self._address, limit=2**24)
+        lines = [f"GET {self._path} HTTP/{self._version}", f"Host: {self._address[0]}"]
+        lines += [f"{name}: {value}" for name, value in self._request_headers.items()]
+        self.writer.write("\r\n".join([*lines, "", ""]).encode())
+        async with asyncio.timeout(TIMEOUT):
+            self.raw_head = await self.reader.readuntil(b"\r\n\r\n")
+        status_line, *header_lines = self.raw_head.decode().rstrip("\r\n").split("\r\n")
+        self.status = int(status_line.split()[1])
+        self.headers = dict(line.split(": ", 1) for line in header_lines)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        self.writer.close()
+
+    async def chunk(self) -> bytes:
+        """The content of the next HTTP chunk. Raises IncompleteReadError when the stream ends early."""
+        async with asyncio.timeout(TIMEOUT):
+            size = int(await self.reader.readuntil(b"\r\n"), 16)
+            content = await self.reader.readexactly(size + 2)
+        assert content.endswith(b"\r\n")
+        return content[:-2]
+
+    async def line(self) -> bytes:
+        """The next line, where there are no chunks."""
+        async with asyncio.timeout(TIMEOUT):
+            return await self.reader.readuntil(b"\n")
+
+    async def object(self) -> dict[str, Any]:
+        """The next event or ping."""
+        value = json.loads(await self.chunk())
+        assert isinstance(value, dict)
+        return value
+
+    async def event(self) -> dict[str, Any]:
+        """The next event, past any pings."""
+        while (value := await self.object()).keys() == {"stillalive"}:
+            pass
+        return value
+
+    async def rest(self) -> bytes:
+        """Whatever else comes until the connection ends."""
+        async with asyncio.timeout(TIMEOUT):
+            return await self.reader.read()
+
+
+def ending(raw: bytes) -> str:
+    """How a chunked stream ended: "clean", with the closing chunk, or "early"."""
+    return "clean" if raw.endswith(b"0\r\n\r\n") else "early"
