@@ -93,8 +93,10 @@ def _rightmost_untrusted(chain: Sequence[str], trusted_proxies: Networks) -> str
 
 
 def _node_address(node: str) -> str | None:
-    """An entry of a forwarding header: an address, perhaps with a port, IPv6 then in brackets."""
-    text = node.strip().strip('"')
+    """An entry of a forwarding header: an address, perhaps in quotes, with a port, IPv6 in brackets."""
+    text = node.strip()
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        text = text[1:-1]
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

@@ -169,7 +169,7 @@ def _suggestion(model: type[Section], location: tuple[int | str, ...]) -> str:
     *section, key = (str(part) for part in location)
     beside = {path[-1]: path for path in known if list(path[:-1]) == section}
     anywhere = {path[-1]: path for path in known}
-    for candidates, cutoff in ((beside, 0.6), (anywhere, 0.85)):
+    for candidates, cutoff in ((anywhere, 1.0), (beside, 0.6), (anywhere, 0.85)):
         if near := difflib.get_close_matches(key, candidates, n=1, cutoff=cutoff):
             return f", did you mean {'.'.join(candidates[near[0]])}?"
     return f"; known here: {', '.join(sorted(beside))}"

@@ -148,8 +148,6 @@ class Daemon:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return await self.request("PUT", path, payload, named)
 
-    def subscriber(
-        self, path: str, headers: Mapping[str, str] | None = None, version: str = "1.1"
-    ) -> Stream:
+    def subscriber(self, path: str, headers: Mapping[str, str] | None = None, version: str = "1.1") -> Stream:
         """A stream, to be used in `async with`."""
         return Stream("127.0.0.1", self.port, path, headers or {}, version)

@@ -303,7 +303,9 @@ async def test_a_connection_serves_many_publishes_in_order(server: Daemon) -> No
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         for n in range(50):
             body = b'{"n": %d}' % n
-            writer.write(b"POST /many HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            writer.write(
+                b"POST /many HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+            )
         for _ in range(50):
             assert b" 202 " in await reader.readuntil(b"accepted\n")
         assert [(await stream.event())["n"] for _ in range(50)] == list(range(50))

@@ -42,6 +42,14 @@ class Stream:
         """Hang up."""
         self.writer.close()
 
+    def stop_reading(self) -> None:
+        """Leave what comes in the kernel."""
+        self.writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    def read_on(self) -> None:
+        """Undo stop_reading()."""
+        self.writer.transport.resume_reading()  # type: ignore[attr-defined]
+
     async def chunk(self) -> bytes:
         """The content of the next HTTP chunk. Raises IncompleteReadError when the stream ends early."""
         async with asyncio.timeout(TIMEOUT):

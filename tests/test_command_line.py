@@ -1,0 +1,313 @@
+"""Starting the daemon: the command line, the configuration and its errors, signals."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from daemon import ROOT, Daemon
+
+StartDaemon = Callable[..., Daemon]
+
+# A configuration as PyPubSub 0.7 installations have it
+OF_0_7 = """
+server:
+  port: 2069
+  bind: 0.0.0.0
+  max_payload_size:          102400
+  backlog:
+    size:           1000
+    max_age:      48h
+    storage: backlog.json
+clients:
+  payloaders:
+    - 127.0.0.1/24
+    - 10.0.0.1/24
+    - 2001:db8::/32
+  oldschoolers:
+    - svnwcsub
+  secure_topics: ~
+  ldap:
+    uri: ldaps://ldap.example.org
+    user_dn: uid=%s,ou=people,dc=example,dc=org
+    base_scope: dc=example,dc=org
+    membership_patterns:
+      - member=uid=%s,ou=people,dc=example,dc=org
+    acl:
+      "cn=syadmins,ou=teams,dc=example,dc=org":
+        - accounts
+sqs:
+  defaultQueue:
+    queue: myQueueName.fifo
+    region: us-east-1
+    delete: true
+"""
+
+
+def run(directory: Path, *arguments: str, config: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run pypubsub.py to its end, with a configuration file."""
+    if config is not None:
+        (directory / "pypubsub.yaml").write_text(config)
+    return subprocess.run(
+        [sys.executable, ROOT / "pypubsub.py", *arguments],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+def test_the_version(tmp_path: Path) -> None:
+    """--version, the same as in pyproject.toml."""
+    ended = run(tmp_path, "--version")
+    assert ended.returncode == 0
+    version = ended.stdout.removeprefix("PyPubSub ").strip()
+    assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_check_says_what_would_be_served(tmp_path: Path) -> None:
+    """--check of a 0.7 file: exit 0, addresses, publishers, and what has no effect yet."""
+    ended = run(tmp_path, "--check", config=OF_0_7)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "serves http://0.0.0.0:2069\n" in ended.stdout
+    assert "10.0.0.1/24" in ended.stdout
+    for section in ("server.backlog", "clients.ldap", "sqs"):
+        assert f"{section}: has no effect" in ended.stdout
+
+
+def test_the_shipped_configuration_is_sound(tmp_path: Path) -> None:
+    """No problem and no warning; every key is in it, with its default."""
+    ended = run(ROOT, "--check")
+    assert ended.returncode == 0
+    assert "warning" not in ended.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["--check"]])
+def test_every_problem_of_a_file_is_reported_at_once(tmp_path: Path, arguments: list[str]) -> None:
+    """Each with the key's path, what was found and what is accepted; the key that was probably meant."""
+    ended = run(
+        tmp_path,
+        *arguments,
+        config="""
+server:
+  port: high
+  max_payload_sise: 5
+  ping_interval: 5 parsecs
+  write_timeout: 0
+  subscriber_buffer: -1
+  access_log: perhaps
+  bind: []
+  payloaders: [127.0.0.1]
+  max_connections: "many"
+  cors_origins: ["https://example.org/"]
+clients:
+  payloaders: [10.0.0.0/8, 10.0.0.0/99]
+  secure_topics: [2024]
+  colour: green
+servers: 1
+""",
+    )
+    assert ended.returncode == (1 if arguments else 2)
+    lines = ended.stderr.splitlines()
+    expected = [
+        "server.port: expected a port from 1 to 65535 (0: any free one), got 'high'",
+        "server.max_payload_sise: unknown key, did you mean server.max_payload_size?",
+        "server.ping_interval: expected a number of seconds, or a number with a unit (45s, 30m, 12h, 7d), "
+        "got '5 parsecs'",
+        "server.write_timeout: expected a number of seconds",
+        "server.subscriber_buffer: expected a number of bytes, or a number with a unit (64 KiB, 1 MiB), got -1",
+        "server.access_log: expected true or false, got 'perhaps'",
+        "server.bind: expected",
+        "server.payloaders: unknown key, did you mean clients.payloaders?",
+        "server.max_connections: expected a whole number, got 'many'",
+        "server.cors_origins[0]: expected an origin",
+        'clients.payloaders[1]: expected a network such as 10.0.0.0/8, an address, or "unix", '
+        "got '10.0.0.0/99'",
+        "clients.secure_topics[0]: expected text (in quotes if it looks like a number), got 2024",
+        "clients.colour: unknown key; known here: oldschoolers, payloaders, secure_topics",
+        "servers: unknown key, did you mean server?",
+    ]
+    for line in expected:
+        assert any(found.startswith(f"pypubsub.yaml: {line}") for found in lines), (line, lines)
+    assert len(lines) == len(expected)
+
+
+BROKEN_FILES = {
+    "not YAML": ("server: [", "line 1|line 2"),
+    "a list": ("- server", "expected keys"),
+    "text": ("hello", "expected keys"),
+    "a tab": ("server:\n\tport: 1", "line 2"),
+    "an unknown tag": ("server: !!python/object:os.system {}", "line 1"),
+    "a control character": ("server: \x01", "not YAML"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_FILES)
+def test_a_broken_file_is_one_clear_line(tmp_path: Path, name: str) -> None:
+    """Exit 2, the file's name, the line where there is one, no traceback."""
+    content, said = BROKEN_FILES[name]
+    ended = run(tmp_path, config=content)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("pypubsub.yaml: ")
+    assert ended.stderr.count("\n") == 1
+    assert any(part in ended.stderr for part in said.split("|"))
+
+
+def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
+    """Exit 2; the same for a directory, and for a broken ACL file."""
+    ended = run(tmp_path, "--config", "elsewhere.yaml")
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert ended.stderr.startswith("elsewhere.yaml: cannot be read: No such file")
+    assert run(tmp_path, "--config", ".").returncode == 2
+    (tmp_path / "acl.yaml").write_text("a: [")
+    assert run(tmp_path, "--acl", "acl.yaml", config="").returncode == 2
+
+
+def test_an_empty_file_means_defaults(tmp_path: Path) -> None:
+    """As do empty sections; that nobody may publish is said."""
+    for content in ("", "server:\nclients:\n", "server: {tls: ~}\nclients: {payloaders: ~}\n"):
+        ended = run(tmp_path, "--check", config=content)
+        assert ended.returncode == 0
+        assert "serves http://0.0.0.0:2069" in ended.stdout
+        assert "nobody may publish" in ended.stdout
+
+
+def test_a_port_in_use_is_one_clear_line(server: Daemon, tmp_path: Path) -> None:
+    """Exit 1, and which address it is."""
+    ended = run(tmp_path, config=f"server: {{bind: 127.0.0.1, port: {server.port}}}")
+    assert ended.returncode == 1
+    assert f"cannot listen on http://127.0.0.1:{server.port}: Address already in use" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_certificate_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
+    """Exit 1, also with --check."""
+    config = "server: {bind: 127.0.0.1, port: 0, tls: {port: 0, cert: no.crt, key: no.key}}"
+    for arguments in ([], ["--check"]):
+        ended = run(tmp_path, *arguments, config=config)
+        assert ended.returncode == 1
+        assert "server.tls: No such file or directory" in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+def test_an_acl_without_effect_is_reported(tmp_path: Path) -> None:
+    """Whoever moves from 0.7 learns that private events reach nobody."""
+    (tmp_path / "pypubsub_acl.yaml").write_text("alice: {password: secret}")
+    ended = run(tmp_path, "--check", config="")
+    assert "pypubsub_acl.yaml: has no effect" in ended.stdout
+    assert "secret" not in ended.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it(start_daemon: StartDaemon, number: signal.Signals) -> None:
+    """Exit 0, and a line for the start and for the stop."""
+    server = start_daemon()
+    assert server.stop(number) == 0
+    assert any("PyPubSub" in line and "serves http://127.0.0.1" in line for line in server.log)
+    assert server.log[-1].endswith("stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
+async def test_a_reload_keeps_streams_open(start_daemon: StartDaemon, number: signal.Signals) -> None:
+    """SIGHUP and SIGUSR2: a line in the log, and everybody goes on."""
+    server = start_daemon()
+    async with server.subscriber("/a") as stream:
+        server.signal(number)
+        await server.until_logged(f"{number.name}: .*reload")
+        await server.put("/a", {"n": 1})
+        assert (await stream.event())["n"] == 1
+
+
+async def test_a_publish_under_way_is_answered_before_it_stops(start_daemon: StartDaemon) -> None:
+    """Its event reaches the subscribers; new connections are refused meanwhile."""
+    server = start_daemon()
+    async with server.subscriber("/last") as stream:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"PUT /last HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\nExpect: 100-continue\r\n\r\n")
+        async with asyncio.timeout(10):
+            assert b" 100 " in await reader.readuntil(b"\r\n\r\n")
+        server.signal(signal.SIGTERM)
+        await server.until_logged("SIGTERM: stopping")
+        with pytest.raises(OSError, match="[Cc]onnect"):
+            while True:  # the port is closed within a turn of the server's loop
+                _, late = await asyncio.open_connection("127.0.0.1", server.port)
+                late.close()
+        writer.write(b'{"n": 1}')
+        async with asyncio.timeout(10):
+            assert b" 202 " in await reader.readline()
+        assert (await stream.event())["n"] == 1
+        assert await asyncio.to_thread(server.wait) == 0
+
+
+async def test_a_request_on_an_open_connection_is_refused_while_stopping(start_daemon: StartDaemon) -> None:
+    """503, and the connection closes."""
+    server = start_daemon()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    busy_reader, busy = await asyncio.open_connection("127.0.0.1", server.port)
+    busy.write(b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+    writer.write(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with asyncio.timeout(10):
+        await busy_reader.readuntil(b"\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        server.signal(signal.SIGTERM)
+        await server.until_logged("SIGTERM: stopping")
+        writer.write(b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b" 503 " in head
+        assert b"\r\nRetry-After: " in head
+        busy.write(b"{}")
+        assert b" 202 " in await busy_reader.readline()
+    assert await asyncio.to_thread(server.wait) == 0
+    writer.close()
+    busy.close()
+
+
+async def test_readers_who_do_not_read_do_not_hold_up_a_stop(start_daemon: StartDaemon) -> None:
+    """It ends within drain_timeout, exit 0, and says how many were cut off."""
+    server = start_daemon({"server": {"drain_timeout": 0.2, "subscriber_buffer": "64 MiB"}})
+    async with server.subscriber("/a") as stream:
+        stream.stop_reading()
+        for _ in range(200):
+            await server.put("/a", {"filling": "x" * 100_000})
+        assert await asyncio.to_thread(server.stop) == 0
+    assert any("drain_timeout: 0 publishes and 1 subscribers are cut off" in line for line in server.log)
+
+
+async def test_a_second_signal_ends_it_at_once(start_daemon: StartDaemon) -> None:
+    """Whatever is under way."""
+    server = start_daemon({"server": {"drain_timeout": "1h"}})
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+    async with asyncio.timeout(10):
+        await reader.readuntil(b"\r\n\r\n")
+    server.signal(signal.SIGTERM)
+    await server.until_logged("SIGTERM: stopping")
+    server.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(server.wait) == 1
+    writer.close()
+
+
+async def test_the_access_log_is_off_unless_asked_for(start_daemon: StartDaemon) -> None:
+    """One line a request, with no credentials in it."""
+    credentials = {"Authorization": "Basic c2VjcmV0OnNlY3JldA=="}
+    server = start_daemon({"server": {"access_log": True}})
+    await server.request("HEAD", "/seen?token=1", headers=credentials)
+    line = await server.until_logged("HEAD /seen")
+    assert "204" in line
+    silent = start_daemon()
+    await silent.request("HEAD", "/seen", headers=credentials)
+    silent.stop()
+    assert not any("/seen" in line for line in silent.log)
+    assert not any("c2VjcmV0" in line for line in server.log)
+
+
+def test_the_log_level_is_chosen(server: Daemon, tmp_path: Path) -> None:
+    """--log-level error leaves only the error; an unknown level is refused."""
+    config = f"server: {{bind: 127.0.0.1, port: {server.port}}}"
+    assert run(tmp_path, config=config).stderr.count("\n") > 1
+    assert run(tmp_path, "--log-level", "error", config=config).stderr.count("\n") == 1
+    assert run(tmp_path, "--log-level", "loud", config=config).returncode == 2

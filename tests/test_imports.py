@@ -1,0 +1,47 @@
+"""Imports go one way: pypubsub.py -> plugins -> core -> libraries."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = sorted((ROOT / "core").glob("*.py"))
+PLUGINS = sorted((ROOT / "plugins").glob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: no relative imports"
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
+def test_core_knows_no_plugin_no_server_and_no_aiohttp(path: Path) -> None:
+    """core/ is what the others name."""
+    assert not {name.split(".")[0] for name in imported(path)} & {"aiohttp", "plugins", "pypubsub"}
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=lambda path: path.name)
+def test_plugins_do_not_import_one_another_or_the_server(path: Path) -> None:
+    """The server runs as __main__: importing it would load it a second time."""
+    assert not {name for name in imported(path) if name.split(".")[0] in ("plugins", "pypubsub")}
+
+
+def test_core_has_no_circle_of_imports() -> None:
+    """Each module of core/ can be read after those it imports."""
+    edges = {f"core.{path.stem}": {n for n in imported(path) if n.startswith("core.")} for path in CORE}
+
+    def reach(name: str, above: tuple[str, ...] = ()) -> None:
+        assert name not in above, " -> ".join([*above, name])
+        for below in edges.get(name, ()):
+            reach(below, (*above, name))
+
+    for name in edges:
+        reach(name)
