@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import yaml
+
 from wire import Stream
 
 ROOT = Path(__file__).parent.parent
@@ -81,7 +82,8 @@ class Daemon:
             stderr=subprocess.PIPE,
             text=True,
         )
-        threading.Thread(target=self._read_log, args=(self._process,), daemon=True).start()
+        self._lines = queue.Queue()
+        threading.Thread(target=self._read_log, args=(self._process, self._lines), daemon=True).start()
         line = self.logged("serves http://.*:[0-9]+$")
         self.port = self.config["server"]["port"] = int(line.rpartition(":")[2])
 
@@ -122,12 +124,12 @@ class Daemon:
         """logged(), for a test whose own connections go on meanwhile."""
         return await asyncio.to_thread(self.logged, pattern)
 
-    def _read_log(self, process: subprocess.Popen[str]) -> None:
+    def _read_log(self, process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
         assert process.stderr is not None
         for line in process.stderr:
             self.log.append(line.rstrip())
-            self._lines.put(line.rstrip())
-        self._lines.put(None)
+            lines.put(line.rstrip())
+        lines.put(None)
 
     # What clients do
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from core.access import Network, Networks, from_another_site, plain_address, publisher_address
-from daemon import Daemon
 from hypothesis import given
 from hypothesis import strategies as st
 from netaddr import IPNetwork
 from pydantic import TypeAdapter, ValidationError
+
+from core.access import Network, Networks, from_another_site, plain_address, publisher_address
+from daemon import Daemon
 
 StartDaemon = Callable[..., Daemon]
 
@@ -150,7 +151,7 @@ async def test_a_proxy_speaks_for_its_clients_only_if_it_is_trusted(start_daemon
 
 
 async def test_a_page_of_another_site_may_not_publish(start_daemon: StartDaemon) -> None:
-    """Any web page could publish from a listed machine otherwise. Listed origins may, and get CORS headers."""
+    """Any web page could publish from a listed machine otherwise. Listed origins may, with CORS headers."""
     server = start_daemon({"server": {"cors_origins": ["https://ci.example.org"]}})
     assert (await server.put("/a", {}, Origin="https://evil.example")).status == 403
     assert (await server.put("/a", {}, Sec_Fetch_Site="cross-site")).status == 403

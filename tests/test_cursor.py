@@ -3,9 +3,10 @@
 import re
 import uuid
 
-from core.cursor import Stamps
 from hypothesis import given
 from hypothesis import strategies as st
+
+from core.cursor import Stamps
 
 START_NS = 1_795_489_256_376_269_300
 STEPS = st.lists(

@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+
 from daemon import Daemon
 
 StartDaemon = Callable[..., Daemon]
@@ -80,21 +81,22 @@ REFUSED_BODIES = {
 async def test_what_is_no_json_object_is_refused_with_its_reason(server: Daemon, name: str) -> None:
     """400 and one line that says why; nothing is published, and the connection goes on being used."""
     body, reason = REFUSED_BODIES[name]
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
-        async with server.subscriber("/refused") as stream:
-            async with session.put(f"{server.url}/refused", data=body) as response:
-                text = await response.text()
-                assert response.status == 400
-                assert re.search(reason, text)
-                assert text.count("\n") == 1
-                assert "Connection" not in response.headers
-            async with session.put(
-                f"{server.url}/refused", data=body, headers={"Accept": "application/json"}
-            ) as response:
-                assert json.loads(await response.text()) == {"error": text.strip()}
-            async with session.put(f"{server.url}/refused", data=b'{"after": 1}') as response:
-                assert response.status == 202
-            assert (await stream.event())["after"] == 1
+    url = f"{server.url}/refused"
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session,
+        server.subscriber("/refused") as stream,
+    ):
+        async with session.put(url, data=body) as response:
+            text = await response.text()
+            assert response.status == 400
+            assert re.search(reason, text)
+            assert text.count("\n") == 1
+            assert "Connection" not in response.headers
+        async with session.put(url, data=body, headers={"Accept": "application/json"}) as response:
+            assert json.loads(await response.text()) == {"error": text.strip()}
+        async with session.put(url, data=b'{"after": 1}') as response:
+            assert response.status == 202
+        assert (await stream.event())["after"] == 1
 
 
 ACCEPTED_BODIES = [

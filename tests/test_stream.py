@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+
 from daemon import Daemon
 from wire import Stream, ending
 

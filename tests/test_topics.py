@@ -1,12 +1,13 @@
 """Topics and the index over them: the matching that every event goes through."""
 
 import pytest
-from core.errors import Refused
-from core.registry import Registry
-from core.topics import EVERYTHING, Subscription, parse_publish_path, parse_subscription
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from core.errors import Refused
+from core.registry import Registry
+from core.topics import EVERYTHING, Subscription, parse_publish_path, parse_subscription
 
 TOPIC = st.sampled_from(["a", "b", "c", "d", "private", "é", " "])
 TOPICS = st.frozensets(TOPIC, max_size=4)
