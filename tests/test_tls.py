@@ -48,7 +48,7 @@ async def test_events_go_in_and_out_over_tls(start_daemon: StartDaemon, tmp_path
         assert (await plain.event())["n"] == 1
 
 
-async def test_a_reader_that_pauses_over_tls_misses_nothing(
+async def test_a_reader_that_pauses_misses_nothing(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     """What the socket does not take waits, and follows in order."""
