@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
+from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 
 from core import __version__
 from core.access import UNIX, Networks, from_another_site, plain_address, publisher_address
@@ -98,12 +99,11 @@ class Connection(web.RequestHandler):
         self,
         request: web.BaseRequest,
         status: int = 500,
-        exc: BaseException | None = None,  # noqa: ARG002 (aiohttp's signature)
+        exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what aiohttp could not parse, which never gets as far as the handler."""
-        reason = (message or "not a request").strip().splitlines()[0].rstrip(":")
-        return self.http.server.refuse(request, Refused(status, f"not HTTP/1.1: {reason}", close=True))
+        return self.http.server.refuse(request, malformed(status, exc, message or ""))
 
 
 class HttpServer(web.Server):
@@ -509,6 +509,16 @@ class Server:
                 time.monotonic() - since,
                 subscriber.end_reason or "the client disconnected",
             )
+
+
+def malformed(status: int, error: BaseException | None, message: str) -> Refused:
+    """The refusal of what aiohttp could not parse; its messages quote the request, which no log may."""
+    if isinstance(error, LineTooLong):
+        return Refused(431, "a line in the request's head is longer than 8190 bytes", close=True)
+    if isinstance(error, InvalidURLError):
+        return Refused(status, "not HTTP: the request's target is no URL", close=True)
+    reason = message.strip().partition(":")[0].splitlines()[:1] or ["not a request"]
+    return Refused(status, f"not HTTP: {reason[0]}", close=True)
 
 
 def connection_of(request: web.BaseRequest) -> Connection:

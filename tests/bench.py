@@ -143,8 +143,8 @@ def read_all(sockets: list[socket.socket], events: int) -> int:
     expected = dict.fromkeys(sockets, 0)  # the number of the next event
     tails = dict.fromkeys(sockets, b"")
     wrong = set()
-    for subscriber in sockets:
-        selector.register(subscriber, selectors.EVENT_READ, data=subscriber)
+    for reader in sockets:
+        selector.register(reader, selectors.EVENT_READ, data=reader)
     while selector.get_map():
         for key, _ in selector.select():
             subscriber: socket.socket = key.data
@@ -156,7 +156,7 @@ def read_all(sockets: list[socket.socket], events: int) -> int:
                 expected[subscriber] += 1
             if END in complete or not received:
                 selector.unregister(subscriber)
-    return len(wrong | {subscriber for subscriber in sockets if expected[subscriber] != events})
+    return len(wrong | {reader for reader in sockets if expected[reader] != events})
 
 
 def cpu_seconds(daemon: Daemon) -> float:

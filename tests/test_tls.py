@@ -48,9 +48,7 @@ async def test_events_go_in_and_out_over_tls(start_daemon: StartDaemon, tmp_path
         assert (await plain.event())["n"] == 1
 
 
-async def test_a_reader_that_pauses_misses_nothing(
-    start_daemon: StartDaemon, tmp_path: Path
-) -> None:
+async def test_a_reader_that_pauses_misses_nothing(start_daemon: StartDaemon, tmp_path: Path) -> None:
     """What the socket does not take waits, and follows in order."""
     server, port, context = tls_daemon(start_daemon, tmp_path)
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, limit=2**17)
