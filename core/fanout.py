@@ -1,12 +1,13 @@
-"""An event's way to its subscribers: match, frame, queue, and one write to each in a turn of the event loop.
+"""An event's way to its subscribers: match, gather, and one write to each at the end of a turn of the loop.
 
 Subscribers who follow the same topics in the same wire form stand in one channel. What is published in one
-turn of the loop is gathered by channel and joined once, then the same bytes are written to each of them.
-Nothing here waits.
+turn of the event loop is gathered by channel and joined once, then the same bytes are written to each of
+them. A crowd is written to in slices, a turn of the loop for each, so that requests and other channels need
+not wait for all of it; what is published meanwhile is gathered for the channel's next round.
 """
 
 import asyncio
-import itertools
+from collections import deque
 from collections.abc import Iterator
 
 from core.event import Event
@@ -15,25 +16,55 @@ from core.registry import Registry
 from core.subscriber import Subscriber
 from core.topics import Subscription
 
+_SLICE = 500  # subscribers written to in a turn of the loop: 3 to 5 ms
 _JOIN_BYTES = 64 * 1024  # frames are joined up to about this size
+_GATHER_BYTES = 256 * 1024  # with more than this gathered, publishers wait until all of it is written
 
 
 class Channel:
-    """The subscribers of one subscription and wire form, and the frames of this turn."""
+    """The subscribers of one subscription and wire form, and the frames gathered for them."""
 
-    __slots__ = ("frames", "subscribers", "wire")
+    __slots__ = ("_gathered_bytes", "_unwritten", "_writes", "gathered", "queued", "subscribers", "wire")
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
         self.subscribers: set[Subscriber] = set()
-        self.frames: list[bytes] = []
+        self.gathered: list[bytes] = []
+        self.queued = False  # for its turn in Fanout._write_slice()
+        self._gathered_bytes = 0
+        self._writes: list[bytes] = []  # this round's bytes
+        self._unwritten: list[Subscriber] = []  # who has not been sent them yet
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is still to be written."""
+        return bool(self.gathered or self._unwritten)
+
+    def gather(self, frame: bytes) -> None:
+        """Have a frame written in the next round."""
+        self.gathered.append(frame)
+        self._gathered_bytes += len(frame)
+        if self._gathered_bytes > _GATHER_BYTES:
+            self.flush()
+
+    def write(self, limit: int) -> int:
+        """Write this round's bytes to up to so many subscribers, and say to how many."""
+        if not self._unwritten:
+            self._writes = list(_joined(self.gathered))
+            self.gathered = []
+            self._gathered_bytes = 0
+            self._unwritten = list(self.subscribers)
+        now, self._unwritten = self._unwritten[:limit], self._unwritten[limit:]
+        for subscriber in now:
+            if subscriber in self.subscribers:  # it may have left since the round began
+                for data in self._writes:
+                    subscriber.send(data)
+        return len(now)
 
     def flush(self) -> None:
-        """Hand this turn's frames to every subscriber."""
-        frames, self.frames = self.frames, []
-        for data in _joined(frames):
-            for subscriber in self.subscribers:
-                subscriber.send(data)
+        """Write everything to everybody."""
+        while self.busy:
+            self.write(len(self.subscribers) + len(self._unwritten))
 
 
 def _joined(frames: list[bytes]) -> Iterator[bytes]:
@@ -54,14 +85,15 @@ class Fanout:
     def __init__(self) -> None:
         self._registry: Registry[Channel] = Registry()
         self._channels: dict[tuple[Subscription, Wire], Channel] = {}
-        self._unflushed: list[Channel] = []
+        self._queue: deque[Channel] = deque()  # those with something to write
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
 
     def __iter__(self) -> Iterator[Subscriber]:
-        return itertools.chain.from_iterable(channel.subscribers for channel in self._channels.values())
+        for channel in self._channels.values():
+            yield from channel.subscribers
 
     def join(self, subscriber: Subscriber) -> None:
         """From now on the subscriber gets what it asked for, and nothing published before."""
@@ -70,7 +102,7 @@ class Fanout:
         if channel is None:
             channel = self._channels[key] = Channel(subscriber.wire)
             self._registry.add(channel, subscriber.subscription)
-        elif channel.frames:
+        elif channel.gathered:
             channel.flush()
         channel.subscribers.add(subscriber)
         self._size += 1
@@ -86,11 +118,11 @@ class Fanout:
             self._registry.remove(channel, subscriber.subscription)
 
     def deliver(self, event: Event) -> None:
-        """Put an event on its way to those who want it; it is written at the end of this turn of the loop."""
+        """Put an event on its way to those who want it."""
         if event.private:
             return  # nobody has been given the right to see it
         for channel in self._registry.match(event.topics):
-            self._append(channel, event.frame(channel.wire))
+            self._gather(channel, event.frame(channel.wire))
 
     def ping(self, line: bytes) -> None:
         """Put a ping on its way to everybody, behind the events that are."""
@@ -98,17 +130,30 @@ class Fanout:
         for channel in self._channels.values():
             if channel.wire not in frames:
                 frames[channel.wire] = channel.wire(line)
-            self._append(channel, frames[channel.wire])
+            self._gather(channel, frames[channel.wire])
 
     def flush(self) -> None:
-        """Write what is on its way now."""
-        channels, self._unflushed = self._unflushed, []
-        for channel in channels:
+        """Write now what is on its way."""
+        for channel in self._queue:
             channel.flush()
 
-    def _append(self, channel: Channel, frame: bytes) -> None:
-        if not channel.frames:
-            if not self._unflushed:
-                asyncio.get_running_loop().call_soon(self.flush)
-            self._unflushed.append(channel)
-        channel.frames.append(frame)
+    def _gather(self, channel: Channel, frame: bytes) -> None:
+        channel.gather(frame)
+        if not channel.queued:
+            if not self._queue:
+                asyncio.get_running_loop().call_soon(self._write_slice)
+            self._queue.append(channel)
+            channel.queued = True
+
+    def _write_slice(self) -> None:
+        left = _SLICE
+        while self._queue and left > 0:
+            channel = self._queue.popleft()
+            channel.queued = False
+            if channel.busy:
+                left -= channel.write(left)
+            if channel.busy:
+                self._queue.append(channel)
+                channel.queued = True
+        if self._queue:
+            asyncio.get_running_loop().call_soon(self._write_slice)

@@ -1,0 +1,127 @@
+"""What is published while others come and go: every subscriber gets its events, each once and in order."""
+
+import asyncio
+import json
+import random
+from typing import cast
+
+import pytest
+
+from core import fanout
+from core.cursor import Stamps
+from core.event import Event, parse_payload
+from core.fanout import Fanout
+from core.framing import bare, chunked
+from core.subscriber import Subscriber
+from core.topics import parse_publish_path, parse_subscription
+
+PATHS = ["/", "/a", "/b", "/a,b", "/a/b"]
+
+
+class Recorder:
+    """In the place of a subscriber: keeps what it is sent, and what it should have been sent."""
+
+    def __init__(self, path: str, http_1_0: bool) -> None:
+        self.path = path
+        self.subscription = parse_subscription(path)
+        self.wire = bare if http_1_0 else chunked
+        self.sent = b""
+        self.expected = b""
+        self.writes = 0
+
+    def send(self, data: bytes) -> None:
+        """What the fan-out calls."""
+        self.sent += data
+        self.writes += 1
+
+    def wants(self, topics: frozenset[str]) -> bool:
+        """By a plain look at the subscription."""
+        return any(batch <= topics for batch in self.subscription)
+
+
+def an_event(stamps: Stamps, path: str, filling: int = 0) -> Event:
+    """An event published on a path."""
+    publish_path = parse_publish_path(path)
+    opening = parse_payload(json.dumps({"v": "x" * filling}).encode(), publish_path, 600_000)
+    return Event(publish_path, opening, stamps.next())
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_each_event_once_in_order_while_others_come_and_go(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With slices of three, rounds last several turns of the loop, and everything happens in between."""
+    monkeypatch.setattr(fanout, "_SLICE", 3)
+    dice = random.Random(seed)
+    subject, stamps = Fanout(), Stamps()
+    present: list[Recorder] = []
+    for _ in range(600):
+        action = dice.random()
+        if action < 0.25:
+            present.append(Recorder(dice.choice(PATHS), dice.random() < 0.3))
+            subject.join(cast(Subscriber, present[-1]))
+        elif action < 0.4 and present:
+            leaving = present.pop(dice.randrange(len(present)))
+            subject.leave(cast(Subscriber, leaving))
+            assert leaving.expected.startswith(leaving.sent)
+        elif action < 0.8:
+            event = an_event(stamps, dice.choice(["/a", "/b", "/a/b", "/c"]), dice.choice([0, 0, 0, 100_000]))
+            for recorder in present:
+                if recorder.wants(event.topics):
+                    recorder.expected += recorder.wire(event.line)
+            subject.deliver(event)
+        elif action < 0.85:
+            subject.ping(b"ping\n")
+            for recorder in present:
+                recorder.expected += recorder.wire(b"ping\n")
+        else:
+            await asyncio.sleep(0)  # a turn of the loop
+    subject.flush()
+    assert len(subject) == len(present) == len(list(subject))
+    for recorder in present:
+        assert recorder.sent == recorder.expected
+        subject.leave(cast(Subscriber, recorder))
+    assert len(subject) == 0
+
+
+async def test_what_is_published_in_one_turn_is_one_write() -> None:
+    """However many events, for each subscriber."""
+    subject, stamps = Fanout(), Stamps()
+    recorder = Recorder("/a", http_1_0=False)
+    subject.join(cast(Subscriber, recorder))
+    for _ in range(50):
+        subject.deliver(an_event(stamps, "/a"))
+    assert recorder.writes == 0
+    await asyncio.sleep(0)
+    assert recorder.writes == 1
+    assert recorder.sent.count(b"pubsub_cursor") == 50
+
+
+async def test_a_crowd_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice of it is written to in each turn; others get their turn in between."""
+    monkeypatch.setattr(fanout, "_SLICE", 10)
+    subject, stamps = Fanout(), Stamps()
+    crowd = [Recorder("/a", http_1_0=False) for _ in range(95)]
+    other = Recorder("/b", http_1_0=False)
+    for recorder in [*crowd, other]:
+        subject.join(cast(Subscriber, recorder))
+    subject.deliver(an_event(stamps, "/a"))
+    subject.deliver(an_event(stamps, "/b"))
+    for turn in range(1, 11):
+        await asyncio.sleep(0)
+        assert sum(recorder.writes for recorder in crowd) == min(10 * turn - (turn > 1), 95)
+    assert other.writes == 1
+
+
+async def test_publishers_cannot_outrun_a_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past a number of bytes gathered they wait until all is written: memory does not grow."""
+    monkeypatch.setattr(fanout, "_SLICE", 1)
+    subject, stamps = Fanout(), Stamps()
+    crowd = [Recorder("/a", http_1_0=False) for _ in range(50)]
+    for recorder in crowd:
+        subject.join(cast(Subscriber, recorder))
+    for n in range(1, 40):
+        subject.deliver(an_event(stamps, "/a", filling=50_000))
+        await asyncio.sleep(0)
+        least = min(recorder.sent.count(b"pubsub_cursor") for recorder in crowd)
+        assert n - least <= 12
