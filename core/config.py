@@ -7,7 +7,6 @@ where a default stands. Nothing here opens anything but the YAML file itself.
 import difflib
 import re
 from pathlib import Path
-from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
@@ -48,14 +47,9 @@ def _parse_size(value: object) -> int:
     return int(match[1]) * _BYTES[match[2]]
 
 
-def _none_is_empty(value: object) -> object:
-    return () if value is None else value
-
-
 Duration = Annotated[float, BeforeValidator(parse_duration)]  # seconds, 0 or more
 PositiveDuration = Annotated[float, BeforeValidator(_parse_positive_duration)]  # seconds, more than 0
 Size = Annotated[int, BeforeValidator(_parse_size)]  # bytes, more than 0
-EmptyIfNone = BeforeValidator(_none_is_empty)  # for lists: `key: ~` is how 0.7's example switches one off
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -84,7 +78,7 @@ S = TypeVar("S", bound=Section)
 def build(model: type[S], content: dict[str, Any], path: Path) -> S:
     """The section a model describes. Raises ConfigError with a line for each problem, in the file's order."""
     try:
-        return model.model_validate(_without_empty_sections(model, content))
+        return model.model_validate(_without_nulls(content))
     except ValidationError as error:
         raise ConfigError([f"{path}: {_explain(model, problem)}" for problem in error.errors()]) from error
 
@@ -98,18 +92,13 @@ def _subsection(model: type[Section], key: object) -> type[Section] | None:
     return None
 
 
-def _without_empty_sections(model: type[Section], content: dict[str, Any]) -> dict[str, Any]:
-    """`server:` with nothing below it means the same as no `server:` at all."""
-    kept = {}
-    for key, value in content.items():
-        subsection = _subsection(model, key)
-        if subsection is None:
-            kept[key] = value
-        elif isinstance(value, dict):
-            kept[key] = _without_empty_sections(subsection, value)
-        elif value is not None:
-            kept[key] = value
-    return kept
+def _without_nulls(content: dict[str, Any]) -> dict[str, Any]:
+    """`key: ~`, and `section:` with nothing below it, mean the same as no such key at all."""
+    return {
+        key: _without_nulls(value) if isinstance(value, dict) else value
+        for key, value in content.items()
+        if value is not None
+    }
 
 
 # pydantic's names of errors -> what would have been accepted
@@ -157,7 +146,7 @@ def _found(value: object) -> str:
         return "a list"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, NoneType):
+    if value is None:
         return "nothing"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

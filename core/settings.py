@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, StrictStr
 
 from core.access import Network
-from core.config import Duration, EmptyIfNone, PositiveDuration, Section, Size, build, read_yaml
+from core.config import Duration, PositiveDuration, Section, Size, build, read_yaml
 
 DEPLOYED_READERS_LINE_SIZE = 614_400  # bytes; a widely deployed reader fails for ever on a longer line
 
@@ -73,17 +73,17 @@ class ServerConfig(Section):
     drain_timeout: Duration = 10.0
     idempotency_window: Duration = 600.0
     max_connections: Annotated[StrictInt, Field(ge=1)] = 50_000
-    trusted_proxies: Annotated[tuple[Network, ...], EmptyIfNone] = ()
-    cors_origins: Annotated[tuple[Origin, ...], EmptyIfNone] = ()
+    trusted_proxies: tuple[Network, ...] = ()
+    cors_origins: tuple[Origin, ...] = ()
     access_log: StrictBool = False
 
 
 class ClientsConfig(Section):
     """clients: who may publish, and who reads in an old form."""
 
-    payloaders: Annotated[tuple[Network, ...], EmptyIfNone] = ()
-    oldschoolers: Annotated[tuple[StrictStr, ...], EmptyIfNone] = ()
-    secure_topics: Annotated[tuple[StrictStr, ...], EmptyIfNone] = ()
+    payloaders: tuple[Network, ...] = ()
+    oldschoolers: tuple[StrictStr, ...] = ()
+    secure_topics: tuple[StrictStr, ...] = ()
 
 
 class Config(Section):

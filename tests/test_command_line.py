@@ -170,8 +170,9 @@ def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_means_defaults(tmp_path: Path) -> None:
-    """As do empty sections; that nobody may publish is said."""
-    for content in ("", "server:\nclients:\n", "server: {tls: ~}\nclients: {payloaders: ~}\n"):
+    """As do empty sections and keys; that nobody may publish is said."""
+    nulls = "server: {port: ~, tls: ~, max_payload_size: ~}\nclients: {payloaders: ~}\n"
+    for content in ("", "server:\nclients:\n", nulls):
         ended = run(tmp_path, "--check", config=content)
         assert ended.returncode == 0
         assert "serves http://0.0.0.0:2069" in ended.stdout

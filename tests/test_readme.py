@@ -1,0 +1,307 @@
+"""README.md tells the truth: its commands are run against a daemon, as they stand there.
+
+What is run is every line of an `sh` block that names 127.0.0.1:2069. A `text` block is what the commands of
+the block above it print; a `json` block is what the section's last stream shows next. Cursors, times and
+counts may differ. A section is a scenario of its own: its streams stay open until it ends.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import pytest
+import yaml
+
+from core.config import Section, build
+from core.settings import Config
+from daemon import ROOT, Daemon
+from wire import TIMEOUT
+
+README = (ROOT / "README.md").read_text()
+ADDRESS = "127.0.0.1:2069"
+PYTHON = ".venv/bin/python"
+PING = '{"stillalive": '
+VARIABLE = {
+    r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}": "<cursor>",
+    r"\b\d{10}\.\d+": "<seconds>",
+    r"^(X-Subscribers|X-Requests): \d+": r"\1: <number>",
+    r"^Date: .*": "Date: <date>",
+    r"PyPubSub/[0-9.]+": "PyPubSub/<version>",
+}
+SNIPPETS = {  # language of a block -> how to run it, beside which client
+    "python": ([sys.executable, "-u"], "python/client.py"),
+    "js": (["node"], "nodejs/client.js"),
+    "ruby": (["ruby", "-e", "$stdout.sync = true; load ARGV[0]"], "ruby/client.rb"),
+}
+
+StartDaemon = Callable[..., Daemon]
+
+
+class Block(NamedTuple):
+    """A fenced block of code."""
+
+    language: str
+    lines: list[str]
+
+    @property
+    def commands(self) -> list[str]:
+        """The lines that talk to the daemon."""
+        return [line for line in self.lines if self.language == "sh" and ADDRESS in line]
+
+
+def sections() -> Iterator[tuple[str, list[Block]]]:
+    """The headings of the README, each with the blocks below it."""
+    heading, blocks, inside = "", list[Block](), False
+    for line in README.splitlines():
+        if line.startswith("```"):
+            inside = not inside
+            if inside:
+                blocks.append(Block(line.removeprefix("```"), []))
+        elif inside:
+            blocks[-1].lines.append(line)
+        elif line.startswith("#"):
+            yield heading, blocks
+            heading, blocks = line.lstrip("# "), []
+    assert not inside, "a block of code has no end"
+    yield heading, blocks
+
+
+SECTIONS = {heading: blocks for heading, blocks in sections() if any(block.commands for block in blocks)}
+
+
+def program_of(command: str) -> str:
+    """The first program of a command."""
+    program = shlex.split(command)[0]
+    return sys.executable if program == PYTHON else program
+
+
+def runs_a_client(command: str) -> bool:
+    """Whether it is one of the clients that a command runs, not curl."""
+    return " clients/" in command
+
+
+def follows(command: str) -> bool:
+    """Whether a command goes on for ever."""
+    if runs_a_client(command):
+        return " publish " not in command
+    return re.search(r"\bcurl -s?N", command) is not None
+
+
+def plain(line: str) -> str:
+    """A line without what differs from run to run."""
+    for pattern, name in VARIABLE.items():
+        line = re.sub(pattern, name, line)
+    return line
+
+
+async def next_line(stream: asyncio.StreamReader | None) -> str:
+    """The next line of a program's output."""
+    assert stream is not None
+    async with asyncio.timeout(TIMEOUT):
+        line = await stream.readline()
+    assert line.endswith(b"\n"), f"the program ended with {line!r}"
+    return line.decode().rstrip("\r\n")
+
+
+@asynccontextmanager
+async def started(*words: str | Path, cwd: Path = ROOT) -> AsyncIterator[Process]:
+    """A program, ended at the end with all that it has started."""
+    process = await asyncio.create_subprocess_exec(
+        *words,
+        cwd=cwd,
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=PIPE,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.communicate()
+
+
+class Scenario:
+    """The commands of a section on their way, against one daemon."""
+
+    def __init__(self, daemon: Daemon, running: contextlib.AsyncExitStack) -> None:
+        self._daemon = daemon
+        self._running = running
+        self._printed: list[str] | None = None  # by the last block's commands; None: one of them is a stream
+        self._stream: Process | None = None  # the last one
+        self._first_line: str | None = None  # of it, if that was read and not yet checked
+
+    async def run(self, commands: list[str]) -> None:
+        """Run the commands of a block; a stream is left running as soon as it is there."""
+        self._printed = []
+        for command in commands:
+            here = ["sh", "-c", for_daemon(command, self._daemon)]
+            if follows(command):
+                self._stream = await self._running.enter_async_context(started(*here))
+                self._first_line = await first_line(self._stream, shows_pings=not runs_a_client(command))
+                self._printed = None
+                continue
+            async with started(*here) as process, asyncio.timeout(TIMEOUT):
+                printed, complaints = await process.communicate()
+            assert process.returncode == 0, complaints
+            self._printed = (self._printed or []) + [
+                line.rstrip("\r") for line in printed.decode().splitlines()
+            ]
+
+    async def check_printed(self, expected: list[str]) -> None:
+        """Check what the last block's commands print."""
+        if self._printed is None:
+            await self.check_stream(expected)
+        else:
+            assert list(map(plain, self._printed)) == list(map(plain, expected))
+
+    async def check_stream(self, expected: list[str]) -> None:
+        """Check what the last stream shows next, past pings that are not expected."""
+        assert self._stream is not None
+        for text in expected:
+            line = self._first_line or await next_line(self._stream.stdout)
+            self._first_line = None
+            while plain(line) != plain(text) and line.startswith(PING):
+                line = await next_line(self._stream.stdout)
+            assert plain(line) == plain(text)
+
+
+async def first_line(process: Process, *, shows_pings: bool) -> str | None:
+    """Wait until a stream is there; its first line, if there is one before the first event."""
+    if shows_pings:
+        return await next_line(process.stdout)
+    while "following" not in await next_line(process.stderr):
+        pass
+    return None
+
+
+def for_daemon(text: str, daemon: Daemon) -> str:
+    """What stands in the README, for this daemon and this Python."""
+    return text.replace(ADDRESS, f"127.0.0.1:{daemon.port}").replace(PYTHON, sys.executable)
+
+
+def skip_without(program: str) -> None:
+    """Skip a test whose program a user's machine may lack."""
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+async def test_commands_do_what_the_readme_says(heading: str, start_daemon: StartDaemon) -> None:
+    """The commands of a section print what the blocks below them hold."""
+    for block in SECTIONS[heading]:
+        for command in block.commands:
+            skip_without(program_of(command))
+    daemon = start_daemon({"server": {"ping_interval": 0.5}})
+    async with contextlib.AsyncExitStack() as running:
+        scenario = Scenario(daemon, running)
+        for block in SECTIONS[heading]:
+            if block.commands:
+                await scenario.run(block.commands)
+            elif block.language == "text":
+                await scenario.check_printed(block.lines)
+            elif block.language == "json":
+                await scenario.check_stream(block.lines)
+
+
+@pytest.mark.parametrize("language", SNIPPETS)
+async def test_programs_in_the_readme_follow(
+    language: str, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """The few lines for each language, beside a copy of its client, print the path of an event."""
+    words, client = SNIPPETS[language]
+    skip_without(words[0])
+    (block,) = [block for blocks in SECTIONS.values() for block in blocks if block.language == language]
+    daemon = start_daemon()
+    shutil.copy(ROOT / "clients" / client, tmp_path)
+    snippet = tmp_path / f"snippet.{language}"
+    snippet.write_text(for_daemon("\n".join(block.lines), daemon))
+    async with started(*words, snippet, cwd=tmp_path) as process, asyncio.timeout(TIMEOUT):
+        while (await daemon.request("HEAD", "/")).headers["X-Subscribers"] == "0":
+            assert process.returncode is None, await process.communicate()
+        await daemon.put("/fruits/apples", {})
+        assert await next_line(process.stdout) == "/fruits/apples"
+
+
+def test_every_curl_line_is_run() -> None:
+    """No curl line with an address stands anywhere but where the test above finds it."""
+    run = [command for blocks in SECTIONS.values() for block in blocks for command in block.commands]
+    lines = [line for line in README.splitlines() if re.search(r"\bcurl\b.*://", line)]
+    assert len(lines) > 20
+    assert [line for line in lines if line not in run] == []
+
+
+def test_make_run_prints_the_lines_to_try() -> None:
+    """The lines that `make run` prints are the first ones of the README."""
+    subscribe, publish = (block.commands[0] for block in SECTIONS["Try it"][:2])
+    recipe = (ROOT / "Makefile").read_text().replace("'\\''", "'")
+    assert subscribe in recipe
+    assert publish in recipe
+
+
+def test_configuration_reference_is_complete() -> None:
+    """The table has every key, with the default that it has."""
+    rows = re.findall(r"^\| `(server|clients)\.([a-z_.]+)` \| (\S.*?) \| (\S.*) \|$", README, re.MULTILINE)
+    described = {f"{section}.{key}": default for section, key, default, _ in rows}
+    assert sorted(described) == sorted(key_paths(Config))
+    required = {path for path, default in described.items() if default == "required"}
+    assert required == {"server.tls.cert", "server.tls.key"}
+    content: dict[str, Any] = {"server": {"tls": {"cert": "cert.pem", "key": "key.pem"}}, "clients": {}}
+    without = build(Config, content, Path("without the defaults"))
+    for path in described.keys() - required:
+        *above, key = path.split(".")
+        section = content
+        for name in above:
+            section = section[name]
+        section[key] = yaml.safe_load(described[path].strip("`"))
+    assert build(Config, content, Path("with the README's defaults")) == without
+
+
+def key_paths(model: type[Section], above: str = "") -> Iterator[str]:
+    """Every key of a section and the sections in it."""
+    for name, field in model.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        below = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
+        if below:
+            yield from key_paths(below[0], f"{above}{name}.")
+        else:
+            yield f"{above}{name}"
+
+
+def test_files_of_the_layout_are_there() -> None:
+    """The layout names every module of core, and no file that is not there; so do the links."""
+    named = set(re.findall(r"^\| `([^`]+)` \|", README.partition("## Layout")[2], re.MULTILINE))
+    links = set(re.findall(r"\]\(([a-zA-Z_/.]+)(?:#\w+)?\)", README))
+    assert [name for name in named | links if not (ROOT / name).exists()] == []
+    modules = {f"core/{file.name}" for file in (ROOT / "core").glob("[!_]*.py")}
+    assert modules <= named
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/protocol.md"])
+def test_contents_lead_to_every_part(name: str) -> None:
+    """The list at the top has each heading of the second level below it, as GitHub names them."""
+    before, _, after = (ROOT / name).read_text().partition("\n## ")
+    headings = re.findall(r"^## (.*)$", f"## {after}", re.MULTILINE)
+    entries = dict(re.findall(r"^- \[(.*)\]\(#(.*)\)$", before, re.MULTILINE))
+    assert list(entries) == [heading for heading in headings if heading != "License"]
+    for heading, anchor in entries.items():
+        assert anchor == re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def test_protocol_lists_every_status_of_a_refusal() -> None:
+    """The table of refusals has each status that the code refuses with."""
+    code = "".join(file.read_text() for file in [ROOT / "pypubsub.py", *(ROOT / "core").glob("*.py")])
+    refused_with = set(re.findall(r"\bRefused\(\s*(\d{3})\b", code))
+    table = (ROOT / "docs/protocol.md").read_text().partition("## Refusals")[2].partition("\n## ")[0]
+    assert refused_with == set(re.findall(r"^\| (\d{3}) \|", table, re.MULTILINE))
