@@ -4,21 +4,20 @@ import asyncio
 import base64
 import contextlib
 import json
-import logging
 import os
-import re
 import shutil
 import signal
 import ssl
 import subprocess
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import demo
 import pytest
+
+import demo
 from client import PublishError, listen, publish
 from daemon import Daemon
 from scripted import HEAD, LAST_CHUNK, PING, TIMEOUT, Do, Script, Scripted, answer, byte_by_byte, chunk
@@ -102,7 +101,9 @@ class Runner:
         self.language = language
         self._programs: list[Program] = []
 
-    async def client(self, *arguments: str, env: Mapping[str, str] | None = None, stdout: int = PIPE) -> Program:
+    async def client(
+        self, *arguments: str, env: Mapping[str, str] | None = None, stdout: int = PIPE
+    ) -> Program:
         """Its command line."""
         program, file, _ = LANGUAGES[self.language]
         return await self._start(program, str(file), *arguments, env=env, stdout=stdout)
@@ -158,8 +159,12 @@ def line(**event: Any) -> bytes:
 
 async def test_events_are_printed_one_a_line_and_pings_are_not(run: Runner) -> None:
     """Events come out in order; a ping is an object whose only key is stillalive."""
-    events = [{"n": 1}, {"n": 2, "stillalive": 3.5}, {}, {"n": "\n😀\u2028\0"}]
-    script = [HEAD, *(step for event in events for step in (chunk(PING), chunk(line(**event)))), Do.HOLD]
+    events: list[dict[str, Any]] = [{"n": 1}, {"n": 2, "stillalive": 3.5}, {}, {"n": "\n😀\u2028\0"}]
+    script: Script = [
+        HEAD,
+        *(step for event in events for step in (chunk(PING), chunk(line(**event)))),
+        Do.HOLD,
+    ]
     async with Scripted(script) as server:
         client = await run.follow(server.url)
         assert [await client.event() for _ in events] == events
@@ -174,8 +179,7 @@ ENDINGS: dict[str, Script] = {
     "in the middle of a line, with a closing chunk": [*BEFORE, chunk(b'{"which": "half"}'), LAST_CHUNK],
     "in the middle of a chunk": [*BEFORE, b'40\r\n{"which": "half'],
     "in the middle of a chunk's length": [*BEFORE, b"4"],
-    "after a chunk, before its end of line": [*BEFORE, b"3\r\n{}\n"],
-    "with no HTTP in mid stream": [*BEFORE, Do.BREATHE, b"no chunk length\r\n"],
+    "after a chunk, before its end of line": [*BEFORE, b"23\r\n" + PING],
     "with a line that is not JSON": [*BEFORE, chunk(b"<html>\n"), Do.HOLD],
     "with half a line of JSON": [*BEFORE, chunk(b'{"which":\n'), Do.HOLD],
     "with a line that is a list": [*BEFORE, chunk(b'[{"which": 1}]\n'), Do.HOLD],
@@ -186,7 +190,9 @@ ENDINGS: dict[str, Script] = {
     "reset at once": [Do.RESET],
     "in the middle of the head": [HEAD[:40]],
     "with no HTTP at all": [b"\x16\x03\x01 220 smtp.example.org ESMTP\r\n\r\n"],
-    "with the head of an upgrade": [b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"],
+    "with the head of an upgrade": [
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"
+    ],
     "with an empty body": [HEAD, LAST_CHUNK],
     "with an empty body of known length": [answer("200 OK")],
     "with a page of HTML": [answer("200 OK", b"<!DOCTYPE html>\n<html>\n")],
@@ -208,6 +214,19 @@ async def test_however_a_stream_ends_the_client_comes_back(run: Runner) -> None:
                 assert await client.event() == {"which": "before"}, f"the event before a stream ended {name}"
             assert await client.event() == {"after": name}
         assert all(request.path == "/" for request in server.requests)
+        client.process.kill()
+        assert not [text for text in await client.rest_of_complaints() if "nothing came" in text]
+
+
+async def test_a_stream_that_goes_on_as_something_else_is_left(run: Runner) -> None:
+    """At once, or, where the HTTP library keeps it to itself, after a silence."""
+    garbage: list[bytes | Do] = [Do.BREATHE, b"no chunk length\r\n", Do.HOLD]
+    after: Script = [HEAD, chunk(line(which="after")), Do.HOLD]
+    async with Scripted([HEAD, *garbage], [*BEFORE, *garbage], after) as server:
+        client = await run.follow(server.url, silence=0.3)
+        while await client.event() != {"which": "after"}:
+            pass  # what came in one packet with the garbage may be lost
+        await server.left(2)
 
 
 async def test_a_server_that_is_not_there_yet_is_waited_for(run: Runner) -> None:
@@ -229,28 +248,28 @@ async def test_a_name_without_an_address_is_asked_for_again(run: Runner) -> None
 
 
 async def test_a_silent_server_is_left(run: Runner) -> None:
-    """No byte for so many seconds, before the head, behind it or in a line: the connection is closed, and made again."""
+    """No byte for so many seconds, before the head, behind it or in a line: a new connection is made."""
     silent: list[Script] = [[Do.HOLD], [HEAD, Do.HOLD], [*BEFORE, Do.HOLD], [HEAD, chunk(b'{"n'), Do.HOLD]]
     async with Scripted(*silent, [HEAD, chunk(line(n=1)), Do.HOLD]) as server:
-        client = await run.follow(server.url, silence=0.3)
+        client = await run.follow(server.url, silence=0.2)
         for _ in silent:
-            await client.says("nothing came for 0.3 s")
+            assert "nothing came for 0.2 s" in await client.says("again in")
         assert await client.event() == {"which": "before"}
         assert await client.event() == {"n": 1}
         await server.left(len(silent))
 
 
 async def test_a_stream_of_nothing_but_pings_is_not_silent(run: Runner) -> None:
-    """Pings for three times as long as the silence that ends a connection do not end it."""
-    pings: list[bytes | Do] = [chunk(PING), Do.BREATHE] * 750
+    """Pings for twice as long as the silence that ends a connection do not end it."""
+    pings: list[bytes | Do] = [chunk(PING), Do.BREATHE] * 300
     async with Scripted([HEAD, *pings, chunk(line(n=1)), Do.HOLD]) as server:
-        client = await run.follow(server.url, silence=0.5)
+        client = await run.follow(server.url, silence=0.3)
         assert await client.event() == {"n": 1}
         assert len(server.requests) == 1
 
 
 async def test_lines_may_be_cut_anywhere(run: Runner) -> None:
-    """At every byte, in a character, in an escape; in chunks and in packets; several lines may share a chunk."""
+    """At every byte, in a character, in an escape, by chunks and packets; lines may share a chunk."""
     event = {"é😀": "\n\té\\", "n": 1}
     cut = json.dumps(event, ensure_ascii=False).encode() + b"\n" + line(**event)
     script = [
@@ -279,7 +298,12 @@ async def test_whatever_a_server_may_send_is_taken(run: Runner) -> None:
     deep: Any = {}
     for _ in range(249):
         deep = {"deep": [deep]}
-    events = [{"a": "x" * 599_990}, {"a": deep}, {"a": int("7" * 4300), "b": 2**53 + 1}, {"a": -5e-324, "b": 1e308}]
+    events = [
+        {"a": "x" * 599_990},
+        {"a": deep},
+        {"a": int("7" * 4300), "b": 2**53 + 1},
+        {"a": -5e-324, "b": 1e308},
+    ]
     assert len(line(**events[0])) == 600_000
     async with Scripted([HEAD, *(chunk(line(**event)) for event in events), Do.HOLD]) as server:
         client = await run.follow(server.url)
@@ -288,7 +312,7 @@ async def test_whatever_a_server_may_send_is_taken(run: Runner) -> None:
 
 
 async def test_a_refusal_is_reported_in_the_servers_words(run: Runner) -> None:
-    """With its status, and where it points; what says that a right is missing is followed by a longer pause."""
+    """With its status, and where it points."""
     refusals = {
         "401 no such user": answer("401 Unauthorized", b"no such\nuser\n"),
         "403 not your topic": answer("403 Forbidden", b"not your topic\n"),
@@ -296,22 +320,23 @@ async def test_a_refusal_is_reported_in_the_servers_words(run: Runner) -> None:
         "302 Found (Location: /elsewhere)": answer("302 Found", headers="Location: /elsewhere\r\n"),
     }
     async with Scripted(*([refusal] for refusal in refusals.values())) as server:
-        client = await run.follow(server.url, max_wait=0.2)
+        client = await run.follow(server.url)
         for text in refusals:
-            said = re.search(r"again in (\d+\.\d+) s$", await client.says(f"refused: {text}; again in"))
-            assert said is not None
-            assert (0.1 if text[0] == "4" else 0) <= float(said[1]) <= 0.2
+            assert f"refused: {text}; again in" in await client.says("again in")
 
 
 async def test_the_request_is_what_was_asked_for(run: Runner) -> None:
-    """The path as it is, the credentials as UTF-8, wherever given, and no compression, which would delay events."""
+    """The path as it is, the credentials as UTF-8, wherever given, and no compression."""
     async with Scripted() as server:
         await run.follow(f"{server.url}/a/b,c%20d?since=1", "--user", "zoë:a:b")
         await run.follow(f"{server.url.replace('//', '//zo%C3%AB:a%3Ab@')}/a/b,c%20d?since=1")
         for number in range(2):
             request = await server.request(number)
             assert request.path == "/a/b,c%20d?since=1"
-            assert base64.b64decode(request.headers["authorization"].removeprefix("Basic ")).decode() == "zoë:a:b"
+            assert (
+                base64.b64decode(request.headers["authorization"].removeprefix("Basic ")).decode()
+                == "zoë:a:b"
+            )
             assert request.headers.get("accept-encoding", "identity") == "identity"
 
 
@@ -325,10 +350,12 @@ async def test_a_password_is_not_logged(run: Runner) -> None:
 
 
 BACKOFF = {
-    "python": "import client, json; print(json.dumps([[client.backoff(n, 60) for _ in range(99)] for n in range(12)]))",
+    "python": "import client, json;"
+    "print(json.dumps([[client.backoff(n, 60) for _ in range(99)] for n in range(12)]))",
     "node": "const { backoff } = require('./client.js'); console.log(JSON.stringify("
     "[...Array(12).keys()].map((n) => [...Array(99)].map(() => backoff(n, 60)))));",
-    "ruby": "require './client'; puts JSON.generate((0...12).map { |n| Array.new(99) { PyPubSub.backoff(n, 60) } })",
+    "ruby": "require './client';"
+    "puts JSON.generate((0...12).map { |n| Array.new(99) { PyPubSub.backoff(n, 60) } })",
 }
 
 
@@ -340,27 +367,72 @@ async def test_pauses_grow_up_to_a_limit_and_are_random(run: Runner) -> None:
         assert 0 <= min(pauses) < limit / 2 < max(pauses) <= limit
 
 
+LOADED_DICE = {  # the first argument takes the place of chance, the second is the limit
+    "python": """
+import asyncio, logging, random, sys, client
+random.uniform = lambda least, most: least + (most - least) * float(sys.argv[2])
+logging.basicConfig(format="%(message)s")
+async def main():
+    async for event in client.listen(sys.argv[1], max_wait=float(sys.argv[3])):
+        pass
+asyncio.run(main())
+""",
+    "node": """
+const [url, chance, maxWait] = process.argv.slice(1);
+Math.random = () => Number(chance);
+(async () => {
+  for await (const event of require('./client.js').listen(url, { maxWait: Number(maxWait) }));
+})();
+""",
+    "ruby": """
+require './client'
+PyPubSub.define_singleton_method(:rand) { ARGV[1].to_f }
+PyPubSub.listen(ARGV[0], max_wait: ARGV[2].to_f) { |event| }
+""",
+}
+
+
+async def test_pauses_start_anew_after_a_stream_that_gave_a_line(run: Runner) -> None:
+    """Be it a ping; a stream that gave nothing is a failure like others."""
+    failure: Script = [answer("503 Service Unavailable")]
+    scripts = [failure, [HEAD, LAST_CHUNK], failure, [HEAD, chunk(PING)], failure, failure]
+    async with Scripted(*scripts) as server:
+        program = await run.code(LOADED_DICE, server.url, "0.01", "60")
+        pauses = [(await program.says("again in")).rpartition("again in ")[2] for _ in range(6)]
+        assert pauses == ["0.01 s", "0.02 s", "0.04 s", "0.01 s", "0.02 s", "0.04 s"], program.complaints
+
+
+async def test_pauses_are_longer_where_a_right_is_missing(run: Runner) -> None:
+    """That will not change soon: at least half of the limit."""
+    refusals = [answer(status) for status in ("503 Service Unavailable", "403 Forbidden", "401 Unauthorized")]
+    async with Scripted(*([refusal] for refusal in refusals)) as server:
+        program = await run.code(LOADED_DICE, server.url, "0.5", "0.08")
+        pauses = [(await program.says("again in")).rpartition("again in ")[2] for _ in range(3)]
+        assert pauses == ["0.04 s", "0.06 s", "0.06 s"]
+
+
 async def test_ctrl_c_ends_it_quietly(run: Runner) -> None:
     """No traceback."""
     async with Scripted([HEAD, chunk(line(n=1)), Do.HOLD]) as server:
-        client = await run.follow(server.url)
+        client = await run.follow(f"{server.url}/a")
         await client.event()
         client.process.send_signal(signal.SIGINT)
         status, output, complaints = await client.end()
         assert (status, output) == (130, "")
-        assert [text.partition(": ")[2] for text in complaints] == [f"following {server.url}/"]
+        assert [text.partition(": ")[2] for text in complaints] == [f"following {server.url}/a"]
 
 
 async def test_it_ends_quietly_when_nobody_reads_its_output(run: Runner) -> None:
     """As in `client.py URL | head -1`."""
     read_end, write_end = os.pipe()
-    async with Scripted([HEAD, *[chunk(line(n=1)), Do.BREATHE] * 1000, Do.HOLD]) as server:
-        client = await run.client(server.url, stdout=write_end)
+    events: list[bytes | Do] = [chunk(line(n=1)), Do.BREATHE] * 1000
+    async with Scripted([HEAD, *events, Do.HOLD]) as server:
+        client = await run.client(f"{server.url}/a", stdout=write_end)
         os.close(write_end)
         os.close(read_end)
         assert client.process.stderr is not None
         complaints = await client.rest_of_complaints()
-        assert [text.partition(": ")[2] for text in complaints] == [f"following {server.url}/"]
+        assert [text.partition(": ")[2] for text in complaints] == [f"following {server.url}/a"]
         assert await client.process.wait() == 0
 
 
@@ -432,14 +504,14 @@ SLOW = {
     "python": """
 import asyncio, sys, client
 async def main():
-    async for event in client.listen(sys.argv[1], silence=1, max_wait=0.05):
+    async for event in client.listen(sys.argv[1], silence=0.5, max_wait=0.05):
         await asyncio.sleep(0.01)
         print(event["n"], flush=True)
 asyncio.run(main())
 """,
     "node": """
 (async () => {
-  for await (const event of require('./client.js').listen(process.argv[1], { silence: 1, maxWait: 0.05 })) {
+  for await (const event of require('./client.js').listen(process.argv[1], { silence: 0.5, maxWait: 0.05 })) {
     await new Promise((resolve) => setTimeout(resolve, 10));
     console.log(event.n);
   }
@@ -448,7 +520,7 @@ asyncio.run(main())
     "ruby": """
 require './client'
 $stdout.sync = true
-PyPubSub.listen(ARGV[0], silence: 1, max_wait: 0.05) do |event|
+PyPubSub.listen(ARGV[0], silence: 0.5, max_wait: 0.05) do |event|
   sleep 0.01
   puts event['n']
 end
@@ -456,39 +528,46 @@ end
 }
 
 
-@pytest.mark.parametrize("end", [b"", LAST_CHUNK, b"no chunk length\r\n"], ids=["closed", "clean", "broken"])
-async def test_a_slow_consumer_gets_all_that_came_before_the_end(run: Runner, end: bytes) -> None:
-    """A server's last events come all at once, and then the connection breaks."""
+async def test_a_slow_consumer_gets_all_that_came_before_the_end(run: Runner) -> None:
+    """A server's last events come faster than they are taken, and then the connection breaks."""
     events = [chunk(line(n=n)) for n in range(20)]
-    script = [HEAD, events[0], Do.BREATHE, b"".join(events[1:]), Do.BREATHE, end]
+    script: Script = [HEAD, *(step for event in events for step in (event, Do.BREATHE))]
     async with Scripted(script, [HEAD, chunk(line(n=20)), Do.HOLD]) as server:
         program = await run.code(SLOW, server.url)
         assert [int(await program.line()) for _ in range(21)] == list(range(21))
+
+
+async def test_a_slow_consumer_of_megabytes_gets_all_of_them(run: Runner) -> None:
+    """More than a client takes in ahead of it."""
+    events = [chunk(line(n=n, filler="x" * 100_000)) for n in range(50)]
+    async with Scripted([HEAD, *events, Do.HOLD]) as server:
+        program = await run.code(SLOW, server.url)
+        assert [int(await program.line()) for _ in range(50)] == list(range(50))
 
 
 BUSY = {
     "python": """
 import asyncio, sys, time, client
 async def main():
-    async for event in client.listen(sys.argv[1], silence=0.3, max_wait=0.05):
+    async for event in client.listen(sys.argv[1], silence=0.2, max_wait=0.05):
         print(event["n"], flush=True)
-        time.sleep(0.6)
+        time.sleep(0.4)
 asyncio.run(main())
 """,
     "node": """
 (async () => {
-  for await (const event of require('./client.js').listen(process.argv[1], { silence: 0.3, maxWait: 0.05 })) {
+  for await (const event of require('./client.js').listen(process.argv[1], { silence: 0.2, maxWait: 0.05 })) {
     console.log(event.n);
-    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 600);
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 400);
   }
 })();
 """,
     "ruby": """
 require './client'
 $stdout.sync = true
-PyPubSub.listen(ARGV[0], silence: 0.3, max_wait: 0.05) do |event|
+PyPubSub.listen(ARGV[0], silence: 0.2, max_wait: 0.05) do |event|
   puts event['n']
-  sleep 0.6
+  sleep 0.4
 end
 """,
 }
@@ -496,7 +575,7 @@ end
 
 async def test_a_program_that_is_busy_for_long_does_not_take_that_for_silence(run: Runner) -> None:
     """Bots work for minutes on an event; what came meanwhile is still there, on the same connection."""
-    pings: list[bytes | Do] = [chunk(PING), Do.BREATHE] * 500
+    pings: list[bytes | Do] = [chunk(PING), Do.BREATHE] * 300
     async with Scripted([HEAD, chunk(line(n=1)), *pings, chunk(line(n=2)), *pings, Do.HOLD]) as server:
         program = await run.code(BUSY, server.url)
         assert [await program.line(), await program.line()] == [b"1\n", b"2\n"]
@@ -524,15 +603,20 @@ require './client'
 begin
   PyPubSub.listen(ARGV[0]) { |event| raise IOError, 'disk full' }
 rescue IOError => error
-  puts error.message
+  begin
+    PyPubSub.listen(ARGV[0]) { |event| raise StopIteration, error.message }
+  rescue StopIteration => error
+    puts error.message
+  end
 end
 """,
 }
 
 
 async def test_an_error_of_the_program_is_not_taken_for_one_of_the_stream(run: Runner) -> None:
-    """Even if it is of a kind that connections have too."""
-    async with Scripted([HEAD, chunk(line(n=1)), Do.HOLD]) as server:
+    """Even if it is of a kind that connections have too, or loops."""
+    script: Script = [HEAD, chunk(line(n=1)), Do.HOLD]
+    async with Scripted(script, script) as server:
         program = await run.code(OWN_ERROR, server.url)
         assert await program.line() == b"disk full\n"
         await server.left()
@@ -587,8 +671,8 @@ async def test_python_a_task_that_listens_can_be_cancelled(caplog: pytest.LogCap
         await server.stop()
         pausing = asyncio.create_task(follow(server.url))
         async with asyncio.timeout(TIMEOUT):
-            while "again in" not in caplog.text:
-                await asyncio.sleep(0)
+            while "again in" not in caplog.text:  # noqa: ASYNC110 - a line of the log sets no Event
+                await asyncio.sleep(0.001)
         for task in (following, pausing):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -599,7 +683,7 @@ async def test_python_a_task_that_listens_can_be_cancelled(caplog: pytest.LogCap
 async def test_python_a_wrong_url_is_an_error_and_not_tried_again() -> None:
     """There is nothing to wait for."""
     for url in ("ftp://127.0.0.1/", "127.0.0.1:2069", "http://", "http://a..b/", ""):
-        with pytest.raises(ValueError, match="URL|http"):
+        with pytest.raises(ValueError, match=r"URL|http"):
             await anext(listen(url))
 
 
@@ -632,7 +716,7 @@ async def test_publish_tells_why_it_did_not_work(run: Runner) -> None:
     failures = {
         "403 not from your address": [answer("403 Forbidden", b"not from\nyour address\n")],
         "302 Found (Location: /elsewhere)": [answer("302 Found", headers="Location: /elsewhere\r\n")],
-        "http://127.0.0.1": [HEAD[:40]],
+        "http://127.0.0.1": [],
     }
     async with Scripted(*failures.values()) as server:
         for text in failures:
@@ -641,6 +725,39 @@ async def test_publish_tells_why_it_did_not_work(run: Runner) -> None:
             assert (status, output, len(complaints)) == (1, "", 1), complaints
             assert text in complaints[0]
         assert len(server.requests) == len(failures)
+
+
+ONCE = {
+    "python": """
+import asyncio, sys, client
+try:
+    asyncio.run(client.publish(sys.argv[1], {"n": 1}))
+except client.PublishError as error:
+    print(error.status)
+""",
+    "node": """
+require('./client.js').publish(process.argv[1], { n: 1 }, { method: 'PUT' }).catch((error) => {
+  console.log(error.status);
+});
+""",
+    "ruby": """
+require './client'
+begin
+  PyPubSub.publish(ARGV[0], { n: 1 }, method: 'PUT')
+rescue PyPubSub::PublishError => error
+  p error.status
+end
+""",
+}
+
+
+async def test_publish_sends_an_event_once(run: Runner) -> None:
+    """Even if no answer came: it may be published. (Only with PUT, aiohttp sends it again.)"""
+    accepted = answer("202 Accepted")
+    async with Scripted([], [accepted]) as server:
+        program = await run.code(ONCE, server.url)
+        assert (await program.line()).decode().strip() in ("None", "null", "nil")
+        assert len(server.requests) == 1
 
 
 USAGE = {
@@ -683,13 +800,13 @@ async def test_python_publish_gives_the_cursor() -> None:
 async def test_python_publish_raises_what_the_server_said() -> None:
     """The status and the text; without an answer no status."""
     async with Scripted([answer("413 Too large", b"too large\n")], [], [Do.HOLD]) as server:
-        with pytest.raises(PublishError, match="^413 too large$") as caught:
+        with pytest.raises(PublishError, match=r"^413 too large$") as caught:
             await publish(server.url, {})
         assert (caught.value.status, caught.value.text) == (413, "too large")
         with pytest.raises(PublishError) as caught:
             await publish(server.url, {})
         assert caught.value.status is None
-        with pytest.raises(PublishError, match="nothing came for 0.1 s"):
+        with pytest.raises(PublishError, match=r"nothing came for 0\.1 s"):
             await publish(server.url, {}, timeout=0.1)
     with pytest.raises(PublishError):
         await publish(server.url, {})
@@ -738,7 +855,7 @@ async def test_a_refusal_of_the_daemon_is_passed_on(run: Runner, server: Daemon)
 # The demo
 
 
-WEBHOOKS = [
+WEBHOOKS: list[dict[str, Any]] = [
     {
         "name": "push",
         "examples": [
@@ -746,8 +863,14 @@ WEBHOOKS = [
             {"ref": "é😀", "repository": {"full_name": "octo/hello"}},
         ],
     },
-    {"name": "organization", "examples": [{"organization": {"login": "octo org"}, "sender": {"login": "mona"}}]},
-    {"name": "installation", "examples": [{"installation": {"account": {"login": "octo"}}, "repository": None}]},
+    {
+        "name": "organization",
+        "examples": [{"organization": {"login": "octo org"}, "sender": {"login": "mona"}}],
+    },
+    {
+        "name": "installation",
+        "examples": [{"installation": {"account": {"login": "octo"}}, "repository": None}],
+    },
     {"name": "sponsorship", "examples": [{"sender": {"login": "mona"}}]},
     {"name": "security_advisory", "examples": [{"action": "published"}]},
 ]
@@ -781,7 +904,6 @@ def test_examples_are_named_by_what_they_are_about(webhooks: Path) -> None:
 
 async def test_the_demo_publishes_every_example(webhooks: Path, server: Daemon) -> None:
     """Unchanged and in order."""
-    runner = Runner("python")
     async with server.subscriber("/github") as stream:
         command = [sys.executable, str(CLIENTS / "python" / "demo.py"), "--url", server.url, str(webhooks)]
         process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
