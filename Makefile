@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WEBHOOKS := .demo/node_modules/@octokit/webhooks-examples
 
 .PHONY: run test lint check demo bench clean
 
@@ -20,8 +21,8 @@ lint: $(VENV)/test
 
 check: lint test
 
-demo: $(VENV)/run .demo/node_modules
-	$(BIN)/python clients/python/demo.py .demo/node_modules/@octokit/webhooks-examples
+demo: $(VENV)/run $(WEBHOOKS)/package.json
+	$(BIN)/python clients/python/demo.py $(WEBHOOKS)
 
 bench: $(VENV)/test
 	$(BIN)/python tests/bench.py
@@ -38,5 +39,5 @@ $(VENV)/test: $(VENV)/run tests/requirements.txt
 	$(BIN)/pip install -q --disable-pip-version-check -r tests/requirements.txt
 	touch $@
 
-.demo/node_modules:
+$(WEBHOOKS)/package.json:
 	npm install --silent --no-save --no-package-lock --prefix .demo @octokit/webhooks-examples@7.6.1

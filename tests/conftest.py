@@ -9,6 +9,8 @@ import pytest
 
 from daemon import Daemon
 
+os.environ.pop("PYTHONUNBUFFERED", None)  # programs under test run as they do elsewhere
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(

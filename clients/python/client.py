@@ -22,6 +22,7 @@ import base64
 import contextlib
 import json
 import logging
+import os
 import random
 import sys
 from collections.abc import AsyncGenerator, Mapping
@@ -347,8 +348,8 @@ def main() -> int:
     except (PublishError, ValueError) as error:
         print(f"client.py: {error}", file=sys.stderr)
         return 1 if isinstance(error, PublishError) else 2
-    except BrokenPipeError:
-        return 0  # whoever read the events has left
+    except BrokenPipeError:  # whoever read the events has left, and what is still buffered can go nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 130
     return 0
