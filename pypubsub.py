@@ -211,21 +211,14 @@ class Server:
         """Stop accepting, let publishes under way end, send what is queued, close the streams."""
         for site in list(self._runner.sites):
             await site.stop()
-        try:
-            async with asyncio.timeout(self.config.server.drain_timeout):
-                if self._publishing:
-                    await self._no_publishing.wait()
-                self._fanout.flush()
-                for subscriber in list(self._fanout):
-                    subscriber.finish("the server stops")
-                if self._fanout:
-                    await self._no_subscribers.wait()
-        except TimeoutError:
-            log.warning(
-                "drain_timeout: %d publishes and %d subscribers are cut off",
-                self._publishing,
-                len(self._fanout),
-            )
+        half = self.config.server.drain_timeout / 2  # a publisher who never ends costs no stream its end
+        if self._publishing and not await happens(self._no_publishing, half):
+            log.warning("%d publishes did not end in time and are cut off", self._publishing)
+        self._fanout.flush()
+        for subscriber in list(self._fanout):
+            subscriber.finish("the server stops")
+        if self._fanout and not await happens(self._no_subscribers, half):
+            log.warning("%d subscribers did not read in time and are cut off", len(self._fanout))
             for subscriber in list(self._fanout):
                 subscriber.drop("the server stops")
 
@@ -301,15 +294,12 @@ class Server:
 
     async def _hold_back(self) -> None:
         """Answer a refused subscriber late: deployed readers ask again without a pause."""
-        if self._held_refusals >= MAX_HELD_REFUSALS:
-            return
-        self._held_refusals += 1
-        try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.config.server.refusal_delay):
-                    await self._stop.wait()
-        finally:
-            self._held_refusals -= 1
+        if self._held_refusals < MAX_HELD_REFUSALS:
+            self._held_refusals += 1
+            try:
+                await happens(self._stop, self.config.server.refusal_delay)
+            finally:
+                self._held_refusals -= 1
 
     def _body_may_never_come(self, request: web.BaseRequest) -> bool:
         """Whether the body of a refused request is not worth waiting for before the next request."""
@@ -519,6 +509,15 @@ def malformed(status: int, error: BaseException | None, message: str) -> Refused
         return Refused(status, "not HTTP: the request's target is no URL", close=True)
     reason = message.strip().partition(":")[0].splitlines()[:1] or ["not a request"]
     return Refused(status, f"not HTTP: {reason[0]}", close=True)
+
+
+async def happens(event: asyncio.Event, within: float) -> bool:
+    """Wait for an event, up to so many seconds. Whether it came."""
+    try:
+        async with asyncio.timeout(within):
+            return await event.wait()
+    except TimeoutError:
+        return False
 
 
 def connection_of(request: web.BaseRequest) -> Connection:
