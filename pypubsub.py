@@ -376,7 +376,7 @@ class Server:
             raise Refused(
                 403, "a page of another site may not publish here (server.cors_origins lists who may)"
             )
-        if secured := self._secure_topics.intersection(path.topics):
+        if secured := self._secure_topics & path.all_topics:
             topics = ", ".join(sorted(secured))
             if "Authorization" not in headers:
                 raise Refused(401, f"credentials are needed to publish on {topics}", headers=AUTHENTICATE)

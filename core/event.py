@@ -29,7 +29,7 @@ class Event:
 
     def __init__(self, path: PublishPath, opening: str, stamp: Stamp) -> None:
         """opening: the line as far as it is known without a stamp, from parse_payload."""
-        self.topics = frozenset(path.topics)
+        self.topics = path.all_topics
         self.private = path.private
         self.stamp = stamp
         stamp_keys = f'"pubsub_timestamp": {stamp.timestamp!r}, "pubsub_cursor": "{stamp.cursor}"'

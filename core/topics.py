@@ -22,6 +22,11 @@ class PublishPath(NamedTuple):
     private: bool
     text: str  # pubsub_path: "/" and the topics, the leading `private` included
 
+    @property
+    def all_topics(self) -> frozenset[str]:
+        """What subscriptions and rules about topics look at: a private event also has the topic `private`."""
+        return frozenset(self.topics) | {PRIVATE} if self.private else frozenset(self.topics)
+
 
 def _decode(raw_path: str) -> str:
     """The path as text. Raises Refused(400) where its bytes are not UTF-8."""

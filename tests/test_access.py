@@ -170,11 +170,12 @@ async def test_a_page_of_another_site_may_not_publish(start_daemon: StartDaemon)
 
 async def test_a_secure_topic_needs_credentials(start_daemon: StartDaemon) -> None:
     """401 without, 403 with such that give no right; wherever in the path it stands."""
-    server = start_daemon({"clients": {"secure_topics": ["deploy"]}})
+    server = start_daemon({"clients": {"secure_topics": ["deploy", "private"]}})
     refused = await server.put("/a/deploy", {})
     assert refused.status == 401
     assert refused.headers["WWW-Authenticate"].startswith("Basic ")
     assert (await server.put("/a/%64eploy", {}, Authorization="Basic YTpi")).status == 403
+    assert (await server.put("/private/a", {})).status == 401
     assert (await server.put("/a", {})).status == 202
     async with server.subscriber("/deploy") as stream:
         assert stream.status == 200
