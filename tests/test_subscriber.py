@@ -1,0 +1,191 @@
+"""One subscriber's queue and writes, on a transport whose room is set by hand."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from typing import cast
+
+import pytest
+
+from core.framing import bare
+from core.subscriber import Subscriber
+from core.topics import EVERYTHING
+
+
+class Transport:
+    """A transport, and the flow control of its protocol: it has room for so many bytes."""
+
+    def __init__(self) -> None:
+        self.room = 0
+        self.taken = b""
+        self.left_over = b""
+        self.writes: list[int] = []
+        self.aborted = self.closed = False
+        self._drained = asyncio.Event()
+        self._socket, self._other = socket.socketpair()
+
+    @property
+    def writing_paused(self) -> bool:
+        """As aiohttp's protocol has it."""
+        return bool(self.left_over)
+
+    async def drain(self) -> None:
+        """As aiohttp's writer has it."""
+        while self.left_over:
+            self._drained.clear()
+            await self._drained.wait()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take what there is room for, and keep the rest."""
+        self.writes.append(len(data))
+        self.left_over += bytes(data)
+        self.take(0)
+
+    def take(self, room: int) -> None:
+        """The reader makes room."""
+        self.room += room
+        now = self.left_over[: self.room]
+        self.taken += now
+        self.room -= len(now)
+        self.left_over = self.left_over[len(now) :]
+        if not self.left_over:
+            self._drained.set()
+
+    def get_write_buffer_size(self) -> int:
+        """What is left over."""
+        return len(self.left_over)
+
+    def set_write_buffer_limits(self, high: int, low: int) -> None:
+        """The subscriber wants to hear of every byte that is not taken."""
+        assert (high, low) == (1, 0)
+
+    def get_extra_info(self, _name: str) -> socket.socket:
+        """A real socket for socket options."""
+        return self._socket
+
+    def abort(self) -> None:
+        """Cut off."""
+        self.aborted = True
+
+    def close(self) -> None:
+        """Close once all is sent."""
+        self.closed = True
+
+
+@contextlib.asynccontextmanager
+async def serving(transport: Transport, limit: int) -> AsyncIterator[Subscriber]:
+    """A subscriber on a transport, serving itself."""
+    subscriber = Subscriber(
+        "reader", EVERYTHING, bare, cast(asyncio.Transport, transport), transport, transport.drain, limit
+    )
+    task = asyncio.create_task(subscriber.serve())
+    try:
+        yield subscriber
+    finally:
+        task.cancel()
+
+
+async def turns() -> None:
+    """Let serve() do what it can."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_what_fits_goes_straight_to_the_socket() -> None:
+    """One write for each piece, in the turn in which it is sent."""
+    transport = Transport()
+    async with serving(transport, limit=100) as subscriber:
+        transport.take(100)
+        subscriber.send(b"a" * 40)
+        subscriber.send(b"b" * 40)
+        assert transport.taken == b"a" * 40 + b"b" * 40
+        assert transport.writes == [40, 40]
+
+
+async def test_what_has_been_read_no_longer_counts() -> None:
+    """A reader that is behind, but goes on reading, may get any amount over its limit in the long run."""
+    transport = Transport()
+    async with serving(transport, limit=100) as subscriber:
+        sent = b""
+        for n in range(50):
+            piece = b"%050d" % n
+            subscriber.send(piece)
+            sent += piece
+            transport.take(50 if n else 0)
+            await turns()
+        assert subscriber.end_reason is None
+        transport.take(100)
+        await turns()
+        assert transport.taken == sent
+
+
+async def test_more_than_the_limit_drops_the_subscriber() -> None:
+    """What waits in the transport counts as well."""
+    transport = Transport()
+    async with serving(transport, limit=100) as subscriber:
+        subscriber.send(b"a" * 60)  # in the transport
+        subscriber.send(b"b" * 40)
+        assert not transport.aborted
+        subscriber.send(b"c")
+        assert transport.aborted
+        assert subscriber.end_reason == "too slow: 101 bytes waiting, the limit is 100"
+        subscriber.send(b"d")  # no effect any more
+        assert transport.writes == [60]
+
+
+async def test_a_piece_over_the_limit_is_sent_if_nothing_else_waits() -> None:
+    """A small limit does not make large events impossible."""
+    transport = Transport()
+    async with serving(transport, limit=100) as subscriber:
+        subscriber.send(b"a" * 200_000)
+        assert subscriber.end_reason is None
+        await turns()
+        transport.take(200_000)
+        await turns()
+        assert transport.taken == b"a" * 200_000
+
+
+async def test_a_large_piece_is_cut_and_waits_uncopied() -> None:
+    """Only one cut at a time is given to the transport, which keeps a copy of what is not taken."""
+    transport = Transport()
+    async with serving(transport, limit=2**20) as subscriber:
+        subscriber.send(b"a" * 400_000)
+        await turns()
+        assert transport.writes == [131_072]
+        transport.take(131_072)
+        await turns()
+        assert transport.writes == [131_072, 131_072]
+        transport.take(10**6)
+        await turns()
+        assert transport.taken == b"a" * 400_000
+
+
+async def test_small_pieces_that_wait_are_joined() -> None:
+    """And what is sent meanwhile stays behind them."""
+    transport = Transport()
+    async with serving(transport, limit=2**20) as subscriber:
+        for n in range(100):
+            subscriber.send(b"%03d" % n)
+        transport.take(3)
+        await turns()
+        assert transport.writes == [3, 297]
+        subscriber.send(b"end")
+        transport.take(1000)
+        await turns()
+        assert transport.taken == b"".join(b"%03d" % n for n in range(100)) + b"end"
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+async def test_finishing_closes_after_all_is_sent(waiting: bool) -> None:
+    """At once if nothing waits."""
+    transport = Transport()
+    async with serving(transport, limit=100) as subscriber:
+        transport.take(0 if waiting else 3)
+        subscriber.send(b"abc")
+        subscriber.finish("the end")
+        assert transport.closed is not waiting
+        transport.take(3)
+        await turns()
+        assert transport.closed
+        assert transport.taken == b"abc"
