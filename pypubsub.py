@@ -9,8 +9,10 @@ gone. What needs no aiohttp lives in core/.
 import argparse
 import asyncio
 import contextlib
+import errno
 import json
 import logging
+import math
 import os
 import resource
 import signal
@@ -18,7 +20,7 @@ import ssl
 import sys
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,12 +45,16 @@ from plugins import SECTIONS_WITHOUT_EFFECT
 
 log = logging.getLogger("pypubsub")
 
+NDJSON_TYPE = "application/x-ndjson"
 STREAM_TYPE = "application/vnd.pypubsub-stream"
 ALLOWED_METHODS = "GET, HEAD, OPTIONS, POST, PUT"
 HEAD_TIMEOUT = 75.0  # seconds a connection may be idle, or take for a request's head
 BODY_TIMEOUT = 60.0  # seconds a request's body may take
+PORTION = 200  # events of a batch that are parsed or published in one turn of the event loop
 LINGER = 3.0  # seconds that a refused body is read on for, so that the answer is not lost to a reset
 MAX_HELD_REFUSALS = 1000
+FILES_OF_OUR_OWN = 30  # open files that are not connections: logs, sockets that listen, the event loop's
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 ACCEPT_BACKLOG = 1024  # connections waiting to be accepted: after a restart everybody comes back at once
 RETRY_AFTER = {"Retry-After": "5"}
 AUTHENTICATE = {"WWW-Authenticate": 'Basic realm="PyPubSub", charset="UTF-8"'}  # RFC 7617
@@ -65,14 +71,29 @@ class Accepted(NamedTuple):
     events: int  # how many
 
 
+class UnixSocket:
+    """A socket in the file system that this process made."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode = path.stat().st_ino
+
+    def remove(self) -> None:
+        """Remove it, unless another process has put its own in the place."""
+        with contextlib.suppress(OSError):  # gone, or not to be looked at any more
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+
+
 class Connection(web.RequestHandler):
     """A connection of aiohttp's that is counted, knows its peer, and answers malformed requests our way."""
 
-    __slots__ = ("http", "peer")
+    __slots__ = ("http", "peer", "surplus")
 
     def __init__(self, http: "HttpServer", **settings: Any) -> None:
         super().__init__(http, **settings)
         self.http = http
+        self.surplus = False  # one more than server.max_connections
         self.peer: str | None = None  # an address, "unix", or None if the client left before it could be seen
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -83,6 +104,7 @@ class Connection(web.RequestHandler):
         elif peername is not None:
             self.peer = UNIX
         self.http.open_connections += 1
+        self.surplus = self.http.open_connections > self.http.max_connections
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -113,6 +135,9 @@ class HttpServer(web.Server):
         super().__init__(server.handle, handler_cancellation=True)  # so a disconnect is noticed at once
         self.server = server
         self.open_connections = 0
+        self.max_connections = min(
+            server.config.server.max_connections, raise_file_limit() - FILES_OF_OUR_OWN
+        )
 
     def __call__(self) -> Connection:
         """A new connection (asyncio's protocol factory)."""
@@ -138,11 +163,13 @@ class Server:
         self._publishers = Networks(config.clients.payloaders)
         self._trusted_proxies = Networks(config.server.trusted_proxies)
         self._secure_topics = frozenset(config.clients.secure_topics)
-        self._answers: Answers[Accepted] = Answers(config.server.idempotency_window)
+        self._answers: Answers[asyncio.Future[Accepted]] = Answers(config.server.idempotency_window)
         self._http = HttpServer(self)
         self._runner = web.ServerRunner(self._http, shutdown_timeout=0.1)  # _drain() has waited already
-        self._unix_sockets: list[Path] = []
+        self._unix_sockets: list[UnixSocket] = []
+        self._out_of_files_said = -math.inf  # loop time
         self._publishing = 0  # publishes let in and not answered yet
+        self._batches: set[asyncio.Task[Accepted]] = set()
         self._held_refusals = 0
         self._stop = asyncio.Event()
         self._no_publishing = asyncio.Event()  # set when, after _stop, the last publish is answered
@@ -156,6 +183,8 @@ class Server:
         await self._runner.setup()
         try:
             await self._listen()
+            if self._http.max_connections < self.config.server.max_connections:
+                log.info("the limit of open files allows for %d connections", self._http.max_connections)
             async with asyncio.TaskGroup() as tasks:  # the death of one of them ends the server
                 recurring = [
                     tasks.create_task(self._ping(), name="ping"),
@@ -167,16 +196,26 @@ class Server:
                     task.cancel()
         finally:
             await self._runner.cleanup()
-            for path in self._unix_sockets:
-                path.unlink(missing_ok=True)
+            for unix_socket in self._unix_sockets:
+                unix_socket.remove()
         log.info("stopped")
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_loop_error)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal, number)
         for number in (signal.SIGHUP, signal.SIGUSR2):
             loop.add_signal_handler(number, self._on_reload_signal, number)
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Say once in a while that no connection can be accepted; asyncio would a thousand times a second."""
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in OUT_OF_FILES:
+            loop.default_exception_handler(context)
+        elif loop.time() >= self._out_of_files_said + 10:
+            self._out_of_files_said = loop.time()
+            log.error("cannot accept connections: %s", os.strerror(error.errno))
 
     def _on_stop_signal(self, number: signal.Signals) -> None:
         if self._stop.is_set():
@@ -195,9 +234,7 @@ class Server:
         context = tls_context(server.tls) if server.tls else None
         for bind in server.bind:
             if bind.startswith("unix:"):
-                path = Path(bind.removeprefix("unix:"))
-                await start_site(web.UnixSite(self._runner, path, backlog=ACCEPT_BACKLOG), bind)
-                self._unix_sockets.append(path)
+                self._unix_sockets.append(await self._listen_unix(Path(bind.removeprefix("unix:"))))
                 continue
             await self._listen_tcp(bind, server.port, None)
             if server.tls:
@@ -207,6 +244,13 @@ class Server:
         site = web.TCPSite(self._runner, bind, port, ssl_context=context, backlog=ACCEPT_BACKLOG)
         await start_site(site, url(bind, port, tls=context is not None))
 
+    async def _listen_unix(self, path: Path) -> "UnixSocket":
+        where = f"unix:{path}"
+        if await answers(path):
+            raise StartError(f"cannot listen on {where}: Address already in use")
+        await start_site(web.UnixSite(self._runner, path, backlog=ACCEPT_BACKLOG), where)
+        return UnixSocket(path)
+
     async def _drain(self) -> None:
         """Stop accepting, let publishes under way end, send what is queued, close the streams."""
         for site in list(self._runner.sites):
@@ -214,6 +258,8 @@ class Server:
         half = self.config.server.drain_timeout / 2  # a publisher who never ends costs no stream its end
         if self._publishing and not await happens(self._no_publishing, half):
             log.warning("%d publishes did not end in time and are cut off", self._publishing)
+        if self._batches:  # of publishers who have left
+            await asyncio.wait(self._batches, timeout=half)
         self._fanout.flush()
         for subscriber in list(self._fanout):
             subscriber.finish("the server stops")
@@ -259,7 +305,7 @@ class Server:
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._stop.is_set():
             raise Refused(503, "the server is stopping", headers=RETRY_AFTER, close=True)
-        if self._http.open_connections > self.config.server.max_connections:
+        if connection_of(request).surplus:
             raise Refused(503, "too many connections", headers=RETRY_AFTER, close=True)
         match request.method:
             case "GET":
@@ -354,11 +400,15 @@ class Server:
             if (key := request.headers.get("Idempotency-Key")) is not None:
                 scope = Scope(publisher, path.text, check_key(key))
             body = await self._read_body(request)
-            before = self._answers.find(scope, body) if scope else None
-            accepted = before or self._accept(request, path, body)
-            if scope and before is None:
-                self._answers.remember(scope, body, accepted)
-            return self._accepted(request, path, accepted, replayed=before is not None)
+            openings = await self._parse(request, path, body)
+            answer = self._answers.find(scope, body) if scope else None
+            replayed = answer is not None
+            if answer is None:
+                answer = self._begin(path, openings)
+                if scope:
+                    self._answers.remember(scope, body, answer)
+            # shielded: a publisher who hangs up undoes nothing, and may ask again meanwhile
+            return self._accepted(request, path, await asyncio.shield(answer), replayed=replayed)
         finally:
             self._publishing -= 1
             if self._stop.is_set() and not self._publishing:
@@ -397,7 +447,7 @@ class Server:
         """The body, inflated. Raises Refused."""
         limit = self.config.server.max_payload_size
         encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding not in ("identity", "gzip", "deflate"):
+        if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
             raise Refused(
                 415,
                 "Content-Encoding: gzip, deflate and none are known here",
@@ -407,36 +457,56 @@ class Server:
             raise too_large(limit)
         continue_if_expected(request)
         body = await receive(request, limit)
-        if encoding != "identity":
+        if encoding not in ("", "identity"):
             body = inflate(body, limit)
         if not body:
             raise Refused(400, "there is no body: expected a JSON object")
         return body
 
-    def _accept(self, request: web.BaseRequest, path: PublishPath, body: bytes) -> Accepted:
-        """Publish the event, or the events, in a body. Raises Refused, and then none is published."""
+    async def _parse(self, request: web.BaseRequest, path: PublishPath, body: bytes) -> list[str]:
+        """The openings of the event, or the events, in a body. Raises Refused, and then none is published."""
         limit = self.config.server.max_line_size
-        if request.content_type == "application/x-ndjson":
-            openings = parse_ndjson(body, path, limit)
-        else:
-            openings = [parse_payload(body, path, limit)]
-        return Accepted(self.publish(path, openings), len(openings))
+        if request.content_type != NDJSON_TYPE:
+            return [parse_payload(body, path, limit)]
+        openings = []
+        for opening in parse_ndjson(body, path, limit):
+            openings.append(opening)
+            if not len(openings) % PORTION:
+                await asyncio.sleep(0)
+        return openings
 
-    def publish(self, path: PublishPath, openings: list[str]) -> Stamp:
-        """The one door for events: stamp them in order and send them on. The last one's stamp.
+    def _begin(self, path: PublishPath, openings: Sequence[str]) -> asyncio.Future[Accepted]:
+        """Publish: at once, or a long batch in portions."""
+        if len(openings) > PORTION:
+            batch = asyncio.create_task(self._publish_batch(path, openings), name="publish a batch")
+            self._batches.add(batch)
+            batch.add_done_callback(self._batches.discard)
+            return batch
+        answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        answer.set_result(self.publish(path, openings))
+        return answer
 
-        openings: from parse_payload, at least one.
+    async def _publish_batch(self, path: PublishPath, openings: Sequence[str]) -> Accepted:
+        for start in range(0, len(openings), PORTION):
+            last = self.publish(path, openings[start : start + PORTION]).last
+            await asyncio.sleep(0)  # subscribers take what they have got, other requests have their turn
+        return Accepted(last, len(openings))
+
+    def publish(self, path: PublishPath, openings: Sequence[str]) -> Accepted:
+        """The one door for events: stamp them in order and send them on.
+
+        openings: from parse_payload or parse_ndjson, at least one.
         """
         for opening in openings:
             event = Event(path, opening, self._stamps.next())
             self._fanout.deliver(event)
-        return event.stamp
+        return Accepted(event.stamp, len(openings))
 
     def _accepted(
         self, request: web.BaseRequest, path: PublishPath, accepted: Accepted, *, replayed: bool
     ) -> web.Response:
         cursor, timestamp = accepted.last
-        if request.content_type == "application/x-ndjson":
+        if request.content_type == NDJSON_TYPE:
             text, fields = f"accepted {accepted.events} events", {"cursor": cursor, "count": accepted.events}
         else:
             text, fields = "accepted", {"cursor": cursor, "timestamp": timestamp, "path": path.text}
@@ -529,7 +599,7 @@ def connection_of(request: web.BaseRequest) -> Connection:
 
 def shown_path(request: web.BaseRequest) -> str:
     """The path for a log line: still percent-encoded, no query, of bounded length."""
-    return request.rel_url.raw_path[:200]
+    return request.rel_url.raw_path[:200].encode("ascii", "backslashreplace").decode()
 
 
 def ping_line() -> bytes:
@@ -588,6 +658,16 @@ def url(bind: str, port: int, *, tls: bool) -> str:
     return f"{'https' if tls else 'http'}://{f'[{bind}]' if ':' in bind else bind}:{port}"
 
 
+async def answers(path: Path) -> bool:
+    """Whether somebody listens on a unix socket; one that nobody listens on is a remnant."""
+    try:
+        _, writer = await asyncio.open_unix_connection(path)
+    except (OSError, ValueError):  # ValueError: a path that cannot be one
+        return False
+    writer.close()
+    return True
+
+
 async def start_site(site: web.TCPSite | web.UnixSite, where: str) -> None:
     """Listen. Raises StartError."""
     try:
@@ -595,6 +675,8 @@ async def start_site(site: web.TCPSite | web.UnixSite, where: str) -> None:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error
         raise StartError(f"cannot listen on {where}: {reason}") from error
+    except ValueError as error:  # a name that cannot be looked up, or a NUL in it
+        raise StartError(f"cannot listen on {where}: {error}") from error
     if isinstance(site, web.TCPSite):
         where = f"{where.rpartition(':')[0]}:{site.port}"  # the kernel's choice where it was 0
     log.info("PyPubSub %s serves %s", __version__, where)
@@ -678,8 +760,6 @@ def main() -> int:
         return 1
     for warning in warnings:
         log.warning("%s", warning)
-    if (files := raise_file_limit()) < config.server.max_connections:
-        log.info("the limit of open files, %d, is lower than server.max_connections", files)
     try:
         asyncio.run(serve(config))
     except StartError as error:

@@ -16,6 +16,7 @@ from core.errors import ConfigError
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+_MAX_SIZE = 1024**4
 DURATION_FORM = "a number of seconds, or a number with a unit (45s, 30m, 12h, 7d)"
 SIZE_FORM = "a number of bytes, or a number with a unit (64 KiB, 1 MiB)"
 
@@ -42,9 +43,12 @@ def _parse_positive_duration(value: object) -> float:
 
 def _parse_size(value: object) -> int:
     match = re.fullmatch(r"([0-9]+) ?(B|KiB|MiB|GiB|)", str(value), re.ASCII)
-    if isinstance(value, bool) or match is None or int(match[1]) == 0:
+    if isinstance(value, bool) or match is None or len(match[1]) > 15:
         raise ValueError(SIZE_FORM)
-    return int(match[1]) * _BYTES[match[2]]
+    size = int(match[1]) * _BYTES[match[2]]
+    if not 0 < size <= _MAX_SIZE:
+        raise ValueError(f"{SIZE_FORM}, more than 0 and at most 1 TiB")
+    return size
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]  # seconds, 0 or more
@@ -55,15 +59,15 @@ Size = Annotated[int, BeforeValidator(_parse_size)]  # bytes, more than 0
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, {} for an empty one. Raises ConfigError naming file, line and reason."""
     try:
-        content = yaml.safe_load(path.read_bytes())
+        content = _without_nulls(yaml.safe_load(path.read_bytes()))
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
         raise ConfigError([f"{path}: {line}not YAML: {error.problem or error.context}"]) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError([f"{path}: not YAML: {reason}"]) from error
     if content is None:
         return {}
@@ -72,13 +76,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def _without_nulls(value: Any) -> Any:
+    """`key: ~`, and `section:` with nothing below it, mean the same as no such key at all."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_nulls(below) for key, below in value.items() if below is not None}
+
+
 S = TypeVar("S", bound=Section)
 
 
 def build(model: type[S], content: dict[str, Any], path: Path) -> S:
     """The section a model describes. Raises ConfigError with a line for each problem, in the file's order."""
     try:
-        return model.model_validate(_without_nulls(content))
+        return model.model_validate(content)
     except ValidationError as error:
         raise ConfigError([f"{path}: {_explain(model, problem)}" for problem in error.errors()]) from error
 
@@ -92,15 +103,6 @@ def _subsection(model: type[Section], key: object) -> type[Section] | None:
     return None
 
 
-def _without_nulls(content: dict[str, Any]) -> dict[str, Any]:
-    """`key: ~`, and `section:` with nothing below it, mean the same as no such key at all."""
-    return {
-        key: _without_nulls(value) if isinstance(value, dict) else value
-        for key, value in content.items()
-        if value is not None
-    }
-
-
 # pydantic's names of errors -> what would have been accepted
 _EXPECTED = {
     "int_type": "a whole number",
@@ -110,6 +112,8 @@ _EXPECTED = {
     "bool_parsing": "true or false",
     "string_type": "text (in quotes if it looks like a number)",
     "tuple_type": "a list",
+    "too_short": "a list that is not empty",
+    "string_too_short": "text that is not empty",
     "model_type": "keys below it",
     "invalid_key": "a key that is text",
 }

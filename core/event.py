@@ -1,12 +1,13 @@
 """An event: one JSON object on one line, turned into bytes once for each wire form.
 
-A publisher's body becomes payloads (checked, re-encoded as ASCII), a payload becomes an Event when it is
-given its stamp. What Python's json accepts and JSON (RFC 8259) does not, or deployed readers cannot take,
-is refused here.
+A publisher's payload is checked and re-encoded as ASCII: the opening of the event's line. It becomes an
+Event when it is given its stamp. What Python's json accepts and JSON (RFC 8259) does not, or deployed readers
+cannot take, is refused here.
 """
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from core.cursor import Stamp
@@ -68,18 +69,21 @@ def parse_payload(body: bytes, path: PublishPath, max_line_size: int) -> str:
     return opening
 
 
-def parse_ndjson(body: bytes, path: PublishPath, max_line_size: int) -> list[str]:
-    """The payloads of a body that holds one on each line. Raises Refused, naming the first bad line."""
-    openings = []
+def parse_ndjson(body: bytes, path: PublishPath, max_line_size: int) -> Iterator[str]:
+    """The openings (see parse_payload) of a body that holds a payload on each line.
+
+    Raises Refused, naming the first bad line.
+    """
+    empty = True
     for number, line in enumerate(body.split(b"\n"), 1):
         if line.strip():
+            empty = False
             try:
-                openings.append(parse_payload(line, path, max_line_size))
+                yield parse_payload(line, path, max_line_size)
             except Refused as refused:
                 raise Refused(refused.status, f"line {number}: {refused.message}") from None
-    if not openings:
+    if empty:
         raise Refused(400, "there is no event in the body: expected a JSON object on each line")
-    return openings
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -91,8 +95,8 @@ def _object(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise Refused(400, _TOO_DEEP) from None
     except json.JSONDecodeError as error:
-        reason = f"{error.msg} at line {error.lineno} column {error.colno}"
-        raise Refused(400, f"the body is not JSON: {reason}") from None
+        line = f"line {error.lineno} " if error.lineno > 1 else ""
+        raise Refused(400, f"not JSON: {error.msg} at {line}column {error.colno}") from None
     except ValueError:  # json leaves the conversion of long integers to int()
         raise Refused(400, f"an integer of more than {MAX_INTEGER_DIGITS} digits") from None
     if not isinstance(value, dict):

@@ -147,13 +147,15 @@ class Fanout:
 
     def _write_slice(self) -> None:
         left = _SLICE
-        while self._queue and left > 0:
-            channel = self._queue.popleft()
-            channel.queued = False
-            if channel.busy:
-                left -= channel.write(left)
-            if channel.busy:
-                self._queue.append(channel)
-                channel.queued = True
-        if self._queue:
-            asyncio.get_running_loop().call_soon(self._write_slice)
+        try:
+            while self._queue and left > 0:
+                channel = self._queue.popleft()
+                channel.queued = False
+                if channel.busy:
+                    left -= channel.write(left)
+                if channel.busy:
+                    self._queue.append(channel)
+                    channel.queued = True
+        finally:  # an error in one channel must not end the writing to all others
+            if self._queue:
+                asyncio.get_running_loop().call_soon(self._write_slice)

@@ -41,12 +41,12 @@ class Answers(Generic[A]):
         self._window = window
         self._limit = limit
         self._clock = clock
-        self._answers: OrderedDict[Scope, _Remembered[A]] = OrderedDict()
+        self._answers: OrderedDict[bytes, _Remembered[A]] = OrderedDict()  # by digest: paths may be long
 
     def find(self, scope: Scope, body: bytes) -> A | None:
         """The answer given before, None if there was none. Raises Refused(422) if the body was another."""
         self._forget()
-        remembered = self._answers.get(scope)
+        remembered = self._answers.get(_digest(repr(scope).encode()))
         if remembered is None:
             return None
         if remembered.digest != _digest(body):
@@ -56,7 +56,7 @@ class Answers(Generic[A]):
     def remember(self, scope: Scope, body: bytes, answer: A) -> None:
         """Keep the answer to a request that was accepted."""
         if self._window:
-            self._answers[scope] = _Remembered(_digest(body), answer, self._clock())
+            self._answers[_digest(repr(scope).encode())] = _Remembered(_digest(body), answer, self._clock())
             self._forget()
 
     def _forget(self) -> None:

@@ -3,6 +3,7 @@
 What each key means to an operator stands in pypubsub.yaml.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +27,7 @@ def _parse_binds(value: object) -> object:
 
 
 def _check_bind(value: str) -> str:
-    if not value or value == "unix:" or any(character.isspace() for character in value):
+    if not value or value == "unix:" or not value.isprintable() or " " in value:
         raise ValueError("an address (0.0.0.0, ::), a host name or unix:/path")
     return value
 
@@ -38,15 +39,22 @@ def _check_line_size(value: int) -> int:
 
 
 def _check_origin(value: str) -> str:
-    scheme, separator, host = value.partition("://")
-    if scheme not in ("http", "https") or not separator or not host or "/" in host or host != host.lower():
+    if not re.fullmatch(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", value, re.ASCII):
         raise ValueError("an origin as browsers send it: https://example.org, or with a port, no path")
+    return value
+
+
+def _check_topic(value: str) -> str:
+    if not value or "/" in value or "," in value:
+        raise ValueError("a topic: text that is not empty and has no / and no comma")
     return value
 
 
 Port = Annotated[int, BeforeValidator(_parse_port)]
 Bind = Annotated[StrictStr, AfterValidator(_check_bind)]
 Origin = Annotated[StrictStr, AfterValidator(_check_origin)]
+Topic = Annotated[StrictStr, AfterValidator(_check_topic)]
+UserAgentPart = Annotated[StrictStr, Field(min_length=1)]
 
 
 class TlsConfig(Section):
@@ -82,8 +90,8 @@ class ClientsConfig(Section):
     """clients: who may publish, and who reads in an old form."""
 
     payloaders: tuple[Network, ...] = ()
-    oldschoolers: tuple[StrictStr, ...] = ()
-    secure_topics: tuple[StrictStr, ...] = ()
+    oldschoolers: tuple[UserAgentPart, ...] = ()
+    secure_topics: tuple[Topic, ...] = ()
 
 
 class Config(Section):
@@ -125,9 +133,17 @@ def load(
     ]
     config = build(Config, content, config_path)
     warnings += [f"{config_path}: {warning}" for warning in config.warnings()]
-    if acl_path.exists() and read_yaml(acl_path):
+    if is_there(acl_path) and read_yaml(acl_path):
         warnings.append(f"{acl_path}: has no effect in this version, in which nobody gets private events")
     return config, warnings
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file to read; one that cannot be looked at is there."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
 
 
 def _cut_section(content: dict[str, Any], section: tuple[str, ...]) -> bool:

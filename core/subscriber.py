@@ -7,6 +7,7 @@ for all subscribers of a channel, so readers who have stopped share one copy of 
 
 import asyncio
 import contextlib
+import math
 import socket
 import struct
 from collections import deque
@@ -16,6 +17,9 @@ from typing import NoReturn, Protocol
 from core.framing import Wire
 from core.topics import Subscription
 
+_GRACE = 1.0  # seconds that more than the limit may wait
+_BURST_FACTOR = 4  # times the limit that may wait during that second
+_TLS_CLOSE_GRACE = 1.0  # seconds
 _MAX_WRITE = 128 * 1024  # bytes; what a write leaves behind is copied, once for each stalled subscriber
 
 
@@ -32,7 +36,7 @@ class Subscriber:
 
     peer: who it is, for the log.
     transport, flow, drain: the connection; drain waits while writing is paused.
-    buffer_limit: bytes that may wait for this reader; a single piece that waits alone may be larger.
+    buffer_limit: bytes that may wait for this reader; for a second, four times as many.
     """
 
     __slots__ = (
@@ -42,6 +46,7 @@ class Subscriber:
         "_flow",
         "_full",
         "_left_behind",
+        "_over_since",
         "_progress_at",
         "_queue",
         "_queued_bytes",
@@ -74,6 +79,7 @@ class Subscriber:
         self._queued_bytes = 0
         self._full: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._finishing = False
+        self._over_since = math.inf  # loop time since which more than the limit waits
         self._left_behind = 0  # bytes in the transport when has_stalled() last looked
         self._progress_at = 0.0  # loop time
         # paused as soon as the kernel does not take all: the rest waits here, shared with others, not copied
@@ -81,21 +87,41 @@ class Subscriber:
         transport.set_write_buffer_limits(high=1, low=0)
         limit_kernel_buffer(transport.get_extra_info("socket"))
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         """Write frames, or queue them if the socket is full. Drops a subscriber with too much waiting."""
         if not self._full.done():
-            if len(data) <= _MAX_WRITE:
-                self._transport.write(data)
-                if self._flow.writing_paused:
-                    self._full.set_result(None)
+            rest = self._write(data)
+            if self._flow.writing_paused:
+                self._full.set_result(None)
+            if not rest:
                 return
-            self._full.set_result(None)  # serve() takes it from here, piece by piece
+            data = rest
         if self.end_reason is None:
             self._queue.append(data)
             self._queued_bytes += len(data)
-            waiting = self._queued_bytes + self._transport.get_write_buffer_size()
-            if waiting > self._buffer_limit and waiting > len(data):
-                self.drop(f"too slow: {waiting} bytes waiting, the limit is {self._buffer_limit}")
+            self._check_buffer()
+
+    def _check_buffer(self) -> None:
+        """Drop a subscriber for whom too much waits. A burst is not held against one who soon catches up."""
+        waiting = self._queued_bytes + self._transport.get_write_buffer_size()
+        if waiting <= self._buffer_limit:
+            self._over_since = math.inf
+            return
+        now = asyncio.get_running_loop().time()
+        self._over_since = min(self._over_since, now)
+        if now - self._over_since >= _GRACE or waiting > _BURST_FACTOR * self._buffer_limit:
+            self.drop(f"too slow: {waiting} bytes waiting, the limit is {self._buffer_limit}")
+
+    def _write(self, data: bytes | memoryview) -> bytes | memoryview:
+        """Write to the socket, a large piece bit by bit, until it is full. What it was not given."""
+        while len(data) > _MAX_WRITE:
+            data = memoryview(data)
+            self._transport.write(data[:_MAX_WRITE])
+            data = data[_MAX_WRITE:]
+            if self._flow.writing_paused:
+                return data
+        self._transport.write(data)
+        return b""
 
     async def serve(self) -> NoReturn:
         """Empty the queue whenever the reader makes room, until cancelled: when the connection is gone."""
@@ -104,25 +130,25 @@ class Subscriber:
             await self._drain()
             self._progress_at = asyncio.get_running_loop().time()
             while self._queue and not self._flow.writing_paused:
-                self._transport.write(self._next_write())
+                if rest := self._write(self._next_piece()):
+                    self._queue.appendleft(rest)
+                    self._queued_bytes += len(rest)
             if not self._queue and not self._flow.writing_paused:
                 if self._finishing:
-                    self._transport.close()
+                    self._close()
                 self._full = asyncio.get_running_loop().create_future()
+            if self._queued_bytes <= self._buffer_limit:
+                self._over_since = math.inf
 
-    def _next_write(self) -> bytes | memoryview:
-        """The next bytes from the queue: small pieces joined, large ones cut."""
-        first = self._queue.popleft()
-        if len(first) > _MAX_WRITE:
-            view = memoryview(first)
-            self._queue.appendleft(view[_MAX_WRITE:])
-            first = view[:_MAX_WRITE]
-        pieces, size = [first], len(first)
+    def _next_piece(self) -> bytes | memoryview:
+        """The next of what is queued: a large piece, or small ones joined."""
+        pieces = [self._queue.popleft()]
+        size = len(pieces[0])
         while self._queue and size + len(self._queue[0]) <= _MAX_WRITE:
             pieces.append(self._queue.popleft())
             size += len(pieces[-1])
         self._queued_bytes -= size
-        return first if len(pieces) == 1 else b"".join(pieces)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def has_stalled(self, now: float, timeout: float) -> bool:
         """Whether the reader has taken nothing of what waits for it for `timeout` seconds. now: loop time."""
@@ -141,7 +167,13 @@ class Subscriber:
         self.end_reason = reason
         self._finishing = True
         if not self._full.done():
-            self._transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        self._transport.close()
+        if self._transport.get_extra_info("sslcontext"):
+            # asyncio waits half a minute for the peer's own close_notify; a busy peer sends none
+            asyncio.get_running_loop().call_later(_TLS_CLOSE_GRACE, self._transport.abort)
 
     def drop(self, reason: str) -> None:
         """End the stream at once, and free what waits for it, in the kernel too."""

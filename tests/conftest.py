@@ -46,10 +46,10 @@ def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     """Starts daemons with settings of their own: start_daemon({"server": {"ping_interval": 1}})."""
     daemons: list[Daemon] = []
 
-    def start(config: dict[str, Any] | None = None) -> Daemon:
+    def start(config: dict[str, Any] | None = None, files: int | None = None) -> Daemon:
         directory = tmp_path / str(len(daemons))
         directory.mkdir()
-        daemons.append(Daemon(directory, config))
+        daemons.append(Daemon(directory, config, files))
         daemons[-1].start()
         return daemons[-1]
 

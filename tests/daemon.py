@@ -46,10 +46,13 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 class Daemon:
     """`python3 pypubsub.py` with a configuration of its own."""
 
-    def __init__(self, directory: Path, config: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, directory: Path, config: Mapping[str, Any] | None = None, files: int | None = None
+    ) -> None:
         self.config_path = directory / "pypubsub.yaml"
         self.acl_path = directory / "pypubsub_acl.yaml"
         self.config = merged(DEFAULT_CONFIG, config or {})
+        self._files = files  # that it may open
         self.port = 0  # the kernel's choice at the first start, kept for the next ones
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -75,8 +78,10 @@ class Daemon:
         """Start it, and wait until it listens."""
         self.config["server"].setdefault("port", self.port)
         self.config_path.write_text(yaml.safe_dump(self.config))
+        limit = ["prlimit", f"--nofile={self._files}"] if self._files else []
+        options = ["--config", str(self.config_path), "--acl", str(self.acl_path)]
         self._process = subprocess.Popen(
-            [sys.executable, "pypubsub.py", "--config", self.config_path, "--acl", self.acl_path],
+            [*limit, sys.executable, "pypubsub.py", *options],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -214,6 +214,23 @@ async def test_a_unix_peer_publishes_only_if_unix_is_listed(
         assert not path.exists()
 
 
+async def test_a_socket_that_is_served_already_is_not_taken_over(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """The second daemon does not start; a remnant that nobody listens on is replaced."""
+    path = tmp_path / "socket"
+    config = {"server": {"bind": ["127.0.0.1", f"unix:{path}"]}, "clients": {"payloaders": ["unix"]}}
+    with socket.socket(socket.AF_UNIX) as remnant:
+        remnant.bind(str(path))
+    first = start_daemon(config)
+    first.logged("serves unix:")
+    second = start_daemon(config)
+    assert second.wait() == 1
+    assert f"cannot listen on unix:{path}: Address already in use" in second.log[-1]
+    request = b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+    assert b" 202 " in await over_unix(path, request)
+
+
 async def test_several_addresses_are_served(start_daemon: StartDaemon) -> None:
     """IPv4 and IPv6 on the same port; the IPv6 peer is judged by its own address."""
     with socket.socket(socket.AF_INET6) as probe:

@@ -1,6 +1,7 @@
 """A subscriber that does not read keeps nobody waiting, and does not stay for ever."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -77,6 +78,41 @@ async def test_a_burst_within_the_buffer_reaches_a_reader_of_any_pace(start_daem
             await server.put("/a", {"n": n, "filling": "x" * size})
         got = [await stream.event() for _ in sizes]
     assert [(event["n"], len(event["filling"])) for event in got] == list(enumerate(sizes))
+
+
+async def test_large_events_at_the_same_moment_reach_a_reader_who_reads(start_daemon: StartDaemon) -> None:
+    """More in one turn of the server's loop than may wait for long: the reader gets the time to take them."""
+    server = start_daemon()
+    body = json.dumps({"filling": "é" * 49_000}, ensure_ascii=False).encode()
+    head = b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with server.subscriber("/a") as stream:
+        publishers = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(8)]
+        for _, writer in publishers:
+            writer.write(head + body[:-1])
+            await writer.drain()
+        await server.put("/a", {"n": 0})
+        await stream.event()
+        for _, writer in publishers:
+            writer.write(body[-1:])
+        for reader, writer in publishers:
+            assert b" 202 " in await reader.readline()
+            writer.close()
+        for _ in publishers:
+            assert len((await stream.event())["filling"]) == 49_000
+
+
+async def test_a_batch_larger_than_a_buffer_reaches_a_reader_who_reads(start_daemon: StartDaemon) -> None:
+    """Tens of thousands of tiny events in one request: all arrive."""
+    server = start_daemon()
+    async with server.subscriber("/a") as stream:
+
+        async def count() -> int:
+            return len([await stream.event() for _ in range(34_000)])
+
+        reading = asyncio.create_task(count())
+        answer = await server.put("/a", b"{}\n" * 34_000, Content_Type="application/x-ndjson")
+        assert answer.text == "accepted 34000 events\n"
+        assert await reading == 34_000
 
 
 async def test_a_reader_that_takes_nothing_is_dropped_in_the_end(start_daemon: StartDaemon) -> None:

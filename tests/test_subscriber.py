@@ -8,6 +8,7 @@ from typing import cast
 
 import pytest
 
+from core import subscriber as subscriber_module
 from core.framing import bare
 from core.subscriber import Subscriber
 from core.topics import EVERYTHING
@@ -120,8 +121,9 @@ async def test_what_has_been_read_no_longer_counts() -> None:
         assert transport.taken == sent
 
 
-async def test_more_than_the_limit_drops_the_subscriber() -> None:
+async def test_more_than_the_limit_drops_the_subscriber(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits in the transport counts as well."""
+    monkeypatch.setattr(subscriber_module, "_GRACE", 0)
     transport = Transport()
     async with serving(transport, limit=100) as subscriber:
         subscriber.send(b"a" * 60)  # in the transport
@@ -134,16 +136,41 @@ async def test_more_than_the_limit_drops_the_subscriber() -> None:
         assert transport.writes == [60]
 
 
-async def test_a_piece_over_the_limit_is_sent_if_nothing_else_waits() -> None:
-    """A small limit does not make large events impossible."""
+async def test_a_burst_is_not_held_against_a_reader_who_catches_up() -> None:
+    """For a second four times the limit may wait, and not a byte more."""
     transport = Transport()
     async with serving(transport, limit=100) as subscriber:
-        subscriber.send(b"a" * 200_000)
+        for _ in range(3):
+            for _ in range(4):
+                subscriber.send(b"a" * 100)
+            assert subscriber.end_reason is None
+            transport.take(400)
+            await turns()
+        for _ in range(4):
+            subscriber.send(b"a" * 100)
+        subscriber.send(b"b")
+        assert subscriber.end_reason == "too slow: 401 bytes waiting, the limit is 100"
+
+
+async def test_the_second_begins_when_the_limit_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the reader was behind before, and has caught up in between."""
+    now = 0.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    transport = Transport()
+    async with serving(transport, limit=100) as subscriber:
+        for _ in range(2):  # one waits in the transport, one in the queue
+            subscriber.send(b"a" * 60)
+        now = 0.5
+        transport.take(120)
+        await turns()
+        for _ in range(2):
+            subscriber.send(b"b" * 60)
+        now = 1.4
+        subscriber.send(b"c")
         assert subscriber.end_reason is None
-        await turns()
-        transport.take(200_000)
-        await turns()
-        assert transport.taken == b"a" * 200_000
+        now = 1.5
+        subscriber.send(b"d")
+        assert subscriber.end_reason == "too slow: 122 bytes waiting, the limit is 100"
 
 
 async def test_a_large_piece_is_cut_and_waits_uncopied() -> None:

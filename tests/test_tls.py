@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
+import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
 
 from daemon import Daemon
 
@@ -61,6 +63,31 @@ async def test_a_reader_that_pauses_misses_nothing(start_daemon: StartDaemon, tm
         for n in range(400):
             assert json.loads(await reader.readuntil(b"}\n"))["n"] == n
     writer.close()
+
+
+async def test_a_busy_reader_does_not_hold_up_a_stop(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    """It has been sent everything, and does not answer the end of TLS: no reason to wait or to complain."""
+    server, port, context = tls_daemon(start_daemon, tmp_path)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    writer.write(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with asyncio.timeout(10):
+        await reader.readuntil(b"stillalive")
+    assert server.stop() == 0  # this event loop stands still meanwhile
+    assert not any("cut off" in line for line in server.log)
+    writer.close()
+
+
+async def test_an_encrypted_key_is_refused(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    """In one line, without a question at the terminal."""
+    certificate = trustme.CA().issue_cert("127.0.0.1")
+    key = serialization.load_pem_private_key(certificate.private_key_pem.bytes(), None)
+    encryption = serialization.BestAvailableEncryption(b"secret")
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    (tmp_path / "key").write_bytes(key.private_bytes(*form))
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "crt")
+    tls = {"port": 0, "cert": str(tmp_path / "crt"), "key": str(tmp_path / "key")}
+    with pytest.raises(AssertionError, match="is encrypted"):
+        start_daemon({"server": {"tls": tls}})
 
 
 async def test_old_versions_of_tls_are_refused(start_daemon: StartDaemon, tmp_path: Path) -> None:
