@@ -112,11 +112,6 @@ class Connection(web.RequestHandler):
         self.http.open_connections -= 1
         super().connection_lost(exc)
 
-    def log_exception(self, *args: Any, **details: Any) -> None:
-        """Log what aiohttp could not handle; a body that breaks off or does not inflate is the client's."""
-        if not isinstance(details.get("exc_info"), web.RequestPayloadError):
-            super().log_exception(*args, **details)
-
     def handle_error(
         self,
         request: web.BaseRequest,

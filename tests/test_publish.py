@@ -243,6 +243,14 @@ async def test_a_body_that_does_not_inflate_is_refused(server: Daemon) -> None:
     assert not any("Traceback" in line for line in server.log)
 
 
+@pytest.mark.parametrize("cut", ["short", "long"])
+async def test_a_compressed_body_has_its_own_end(server: Daemon, cut: str) -> None:
+    """400 if it breaks off before, or goes on after it."""
+    whole = gzip.compress(b'{"v": 1}')
+    body = whole[:-4] if cut == "short" else whole + b"more"
+    assert (await server.put("/a", body, Content_Encoding="gzip")).status == 400
+
+
 async def test_the_largest_body_is_accepted(server: Daemon) -> None:
     """max_payload_size itself is not too large, one more byte is."""
     body = b'{"v": "' + b"x" * (102_400 - 9) + b'"}'

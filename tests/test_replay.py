@@ -1,0 +1,68 @@
+"""What a subscriber asks to have sent again: every accepted form, and which of several wins."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.errors import Refused
+from core.replay import ReplayRequest, replay_request
+
+NOW = 1_795_489_256.25  # 2026-11-24T03:00:56.25Z
+CURSOR = "01a20b7f-d3af-74d1-a23e-780b7e8b7f37"
+OTHER = "1c4a1ac8-1b22-4d5f-8a5f-0f4c8a1e6f9b"
+
+TIMES = {
+    "1795478148": 1795478148.0,
+    "1795478148.2066568": 1795478148.2066568,
+    "1.795478148e9": 1795478148.0,
+    "0": 0.0,
+    "-1": -1.0,
+    " 5 ": 5.0,
+    "45s": NOW - 45,
+    "10m": NOW - 600,
+    "12h": NOW - 12 * 3600,
+    "7d": NOW - 7 * 86400,
+    "1.5h": NOW - 5400,
+    "99999d": 0.0,
+    "2026-11-24T03:00:56Z": 1_795_489_256.0,
+    "2026-11-24T04:00:56+01:00": 1_795_489_256.0,
+    "2026-11-24T04:00:56 01:00": 1_795_489_256.0,  # a + in a query string
+    "2026-11-24 03:00:56": 1_795_489_256.0,
+    "2026-11-24": 1_795_478_400.0,
+}
+
+
+@pytest.mark.parametrize("text", TIMES)
+def test_every_form_of_a_time(text: str) -> None:
+    """As a header and in the query; times without a zone are UTC."""
+    for headers, query in (({"X-Fetch-Since": text}, {}), ({}, {"since": text})):
+        assert replay_request(headers, query, NOW) == ReplayRequest(since=TIMES[text])
+
+
+def test_which_of_several_wins() -> None:
+    """A cursor over a time, both over Last-Event-ID, a header over the query."""
+    everything = {"X-Fetch-Since": "5", "X-Fetch-Since-Cursor": CURSOR, "Last-Event-ID": OTHER}
+    assert replay_request(everything, {"cursor": OTHER, "since": "6"}, NOW) == ReplayRequest(cursor=CURSOR)
+    assert replay_request({"X-Fetch-Since": "5"}, {"cursor": OTHER}, NOW) == ReplayRequest(cursor=OTHER)
+    assert replay_request({"Last-Event-ID": OTHER}, {"since": "6"}, NOW) == ReplayRequest(since=6.0)
+    assert replay_request({"Last-Event-ID": OTHER}, {}, NOW) == ReplayRequest(cursor=OTHER)
+    assert replay_request({}, {"other": "x"}, NOW) is None
+
+
+def test_a_malformed_one_is_refused_even_if_another_wins() -> None:
+    """Nobody should go on sending it unnoticed."""
+    with pytest.raises(Refused):
+        replay_request({"X-Fetch-Since-Cursor": CURSOR, "X-Fetch-Since": "soon"}, {}, NOW)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    """Nothing but Refused comes out of it."""
+    for name in ("X-Fetch-Since", "X-Fetch-Since-Cursor", "Last-Event-ID"):
+        try:
+            asked = replay_request({name: text}, {}, NOW)
+        except Refused as refused:
+            assert refused.status == 400  # noqa: PT017
+        else:
+            assert asked is not None
+            assert asked.since is None or asked.since >= -1
