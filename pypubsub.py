@@ -19,7 +19,6 @@ import signal
 import ssl
 import sys
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 
 from core import __version__
 from core.access import UNIX, Networks, from_another_site, plain_address, publisher_address
+from core.body import inflate, too_large
 from core.cursor import Stamp, Stamps
 from core.errors import ConfigError, Refused, StartError
 from core.event import Event, parse_ndjson, parse_payload
@@ -41,6 +41,7 @@ from core.settings import Config, load
 from core.subscriber import Subscriber
 from core.tls import tls_context
 from core.topics import PublishPath, parse_publish_path, parse_subscription
+from core.unix_socket import UnixSocket, answers
 from plugins import SECTIONS_WITHOUT_EFFECT
 
 log = logging.getLogger("pypubsub")
@@ -69,20 +70,6 @@ class Accepted(NamedTuple):
 
     last: Stamp
     events: int  # how many
-
-
-class UnixSocket:
-    """A socket in the file system that this process made."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._inode = path.stat().st_ino
-
-    def remove(self) -> None:
-        """Remove it, unless another process has put its own in the place."""
-        with contextlib.suppress(OSError):  # gone, or not to be looked at any more
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
 
 
 class Connection(web.RequestHandler):
@@ -239,7 +226,7 @@ class Server:
         site = web.TCPSite(self._runner, bind, port, ssl_context=context, backlog=ACCEPT_BACKLOG)
         await start_site(site, url(bind, port, tls=context is not None))
 
-    async def _listen_unix(self, path: Path) -> "UnixSocket":
+    async def _listen_unix(self, path: Path) -> UnixSocket:
         where = f"unix:{path}"
         if await answers(path):
             raise StartError(f"cannot listen on {where}: Address already in use")
@@ -602,11 +589,6 @@ def ping_line() -> bytes:
     return json.dumps({"stillalive": time.time()}).encode() + b"\n"
 
 
-def too_large(limit: int) -> Refused:
-    """The refusal of a body; the rest of it may still be on its way."""
-    return Refused(413, f"the body is larger than the {limit} bytes that are accepted", close=True)
-
-
 async def receive(request: web.BaseRequest, limit: int) -> bytes:
     """The body as it was sent, up to so many bytes. Raises Refused."""
     body = bytearray()
@@ -623,20 +605,6 @@ async def receive(request: web.BaseRequest, limit: int) -> bytes:
     return bytes(body)
 
 
-def inflate(body: bytes, limit: int) -> bytes:
-    """A gzip or deflate body (RFC 9110 section 8.4.1), up to so many bytes inflated. Raises Refused."""
-    inflater = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # 32: either header
-    try:
-        inflated = inflater.decompress(body, limit + 1)
-    except zlib.error:
-        raise Refused(400, "the body does not inflate as its Content-Encoding says") from None
-    if len(inflated) > limit:
-        raise too_large(limit)
-    if not inflater.eof or inflater.unused_data:
-        raise Refused(400, "the compressed body is cut short, or goes on after its end")
-    return inflated
-
-
 def continue_if_expected(request: web.BaseRequest) -> None:
     """Send 100 (Continue) to a client that waits for it (RFC 9110 section 10.1.1). Raises Refused(417)."""
     expected = request.headers.get("Expect")
@@ -651,16 +619,6 @@ def continue_if_expected(request: web.BaseRequest) -> None:
 def url(bind: str, port: int, *, tls: bool) -> str:
     """How an address and a port are written."""
     return f"{'https' if tls else 'http'}://{f'[{bind}]' if ':' in bind else bind}:{port}"
-
-
-async def answers(path: Path) -> bool:
-    """Whether somebody listens on a unix socket; one that nobody listens on is a remnant."""
-    try:
-        _, writer = await asyncio.open_unix_connection(path)
-    except (OSError, ValueError):  # ValueError: a path that cannot be one
-        return False
-    writer.close()
-    return True
 
 
 async def start_site(site: web.TCPSite | web.UnixSite, where: str) -> None:
@@ -705,22 +663,28 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def check(config: Config) -> list[str]:
-    """What would be served, a line each. Raises StartError for a certificate that cannot be used."""
+def check(config: Config, warnings: Sequence[str]) -> int:
+    """Print what would be served, and every problem with it. The exit status."""
     server = config.server
-    lines = []
     for bind in server.bind:
         if bind.startswith("unix:"):
-            lines.append(f"serves {bind}")
+            print(f"serves {bind}")
             continue
-        lines.append(f"serves {url(bind, server.port, tls=False)}")
+        print(f"serves {url(bind, server.port, tls=False)}")
         if server.tls:
-            tls_context(server.tls)
-            lines.append(f"serves {url(bind, server.tls.port, tls=True)}")
-    lines.append(f"publishers: {', '.join(map(str, config.clients.payloaders)) or 'nobody'}")
+            print(f"serves {url(bind, server.tls.port, tls=True)}")
+    print(f"publishers: {', '.join(map(str, config.clients.payloaders)) or 'nobody'}")
     if config.clients.secure_topics:
-        lines.append(f"secure topics: {', '.join(config.clients.secure_topics)}")
-    return lines
+        print(f"secure topics: {', '.join(config.clients.secure_topics)}")
+    for warning in warnings:
+        print(f"warning: {warning}")
+    if server.tls:
+        try:
+            tls_context(server.tls)
+        except StartError as error:
+            print(error, file=sys.stderr)
+            return 1
+    return 0
 
 
 def raise_file_limit() -> int:
@@ -744,15 +708,11 @@ def main() -> int:
     logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         config, warnings = load(arguments.config, arguments.acl, SECTIONS_WITHOUT_EFFECT)
-        if arguments.check:
-            print("\n".join(check(config) + [f"warning: {warning}" for warning in warnings]))
-            return 0
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1 if arguments.check else 2
-    except StartError as error:
-        print(f"{arguments.config}: {error}", file=sys.stderr)
-        return 1
+    if arguments.check:
+        return check(config, warnings)
     for warning in warnings:
         log.warning("%s", warning)
     try:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictI
 
 from core.access import Network
 from core.config import Duration, PositiveDuration, Section, Size, build, read_yaml
+from core.errors import ConfigError
 
 DEPLOYED_READERS_LINE_SIZE = 614_400  # bytes; a widely deployed reader fails for ever on a longer line
 
@@ -131,9 +132,20 @@ def load(
         for section in without_effect
         if _cut_section(content, section)
     ]
-    config = build(Config, content, config_path)
+    problems = []
+    acl: dict[str, Any] = {}
+    try:
+        acl = read_yaml(acl_path) if is_there(acl_path) else {}
+    except ConfigError as error:
+        problems = error.problems
+    try:
+        config = build(Config, content, config_path)
+    except ConfigError as error:
+        raise ConfigError(error.problems + problems) from error
+    if problems:
+        raise ConfigError(problems)
     warnings += [f"{config_path}: {warning}" for warning in config.warnings()]
-    if is_there(acl_path) and read_yaml(acl_path):
+    if acl:
         warnings.append(f"{acl_path}: has no effect in this version, in which nobody gets private events")
     return config, warnings
 

@@ -255,6 +255,22 @@ def test_a_certificate_that_is_not_there_stops_the_start(tmp_path: Path) -> None
         assert "Traceback" not in ended.stderr
 
 
+def test_problems_of_both_files_are_reported_together(tmp_path: Path) -> None:
+    """And what would be served is said although the certificate cannot be used."""
+    (tmp_path / "pypubsub_acl.yaml").write_text("alice: [")
+    ended = run(tmp_path, "--check", config="server: {port: high}")
+    assert ended.returncode == 1
+    assert [line.partition(":")[0] for line in ended.stderr.splitlines()] == [
+        "pypubsub.yaml",
+        "pypubsub_acl.yaml",
+    ]
+    (tmp_path / "pypubsub_acl.yaml").unlink()
+    ended = run(tmp_path, "--check", config="server: {tls: {cert: no.crt, key: no.key}}")
+    assert ended.returncode == 1
+    assert "serves https://0.0.0.0:2070" in ended.stdout
+    assert "server.tls: No such file" in ended.stderr
+
+
 def test_an_acl_without_effect_is_reported(tmp_path: Path) -> None:
     """Whoever moves from 0.7 learns that private events reach nobody."""
     (tmp_path / "pypubsub_acl.yaml").write_text("alice: {password: secret}")
