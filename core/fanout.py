@@ -7,6 +7,7 @@ not wait for all of it; what is published meanwhile is gathered for the channel'
 """
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Iterator
 
@@ -24,7 +25,16 @@ _GATHER_BYTES = 256 * 1024  # with more than this gathered, publishers wait unti
 class Channel:
     """The subscribers of one subscription and wire form, and the frames gathered for them."""
 
-    __slots__ = ("_gathered_bytes", "_unwritten", "_writes", "gathered", "queued", "subscribers", "wire")
+    __slots__ = (
+        "_gathered_bytes",
+        "_newcomers",
+        "_unwritten",
+        "_writes",
+        "gathered",
+        "queued",
+        "subscribers",
+        "wire",
+    )
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
@@ -34,11 +44,23 @@ class Channel:
         self._gathered_bytes = 0
         self._writes: list[bytes] = []  # this round's bytes
         self._unwritten: list[Subscriber] = []  # who has not been sent them yet
+        self._newcomers: dict[Subscriber, int] = {}  # -> the first of the gathered frames that is for them
 
     @property
     def busy(self) -> bool:
         """Whether anything is still to be written."""
         return bool(self.gathered or self._unwritten)
+
+    def add(self, subscriber: Subscriber) -> None:
+        """Write to a subscriber from now on, but nothing of what is gathered already."""
+        self.subscribers.add(subscriber)
+        if self.gathered:
+            self._newcomers[subscriber] = len(self.gathered)
+
+    def remove(self, subscriber: Subscriber) -> None:
+        """Undo add()."""
+        self.subscribers.remove(subscriber)
+        self._newcomers.pop(subscriber, None)
 
     def gather(self, frame: bytes) -> None:
         """Have a frame written in the next round."""
@@ -50,10 +72,7 @@ class Channel:
     def write(self, limit: int) -> int:
         """Write this round's bytes to up to so many subscribers, and say to how many."""
         if not self._unwritten:
-            self._writes = list(_joined(self.gathered))
-            self.gathered = []
-            self._gathered_bytes = 0
-            self._unwritten = list(self.subscribers)
+            self._begin_round()
         now, self._unwritten = self._unwritten[:limit], self._unwritten[limit:]
         for subscriber in now:
             if subscriber in self.subscribers:  # it may have left since the round began
@@ -61,10 +80,19 @@ class Channel:
                     subscriber.send(data)
         return len(now)
 
+    def _begin_round(self) -> None:
+        frames, self.gathered, self._gathered_bytes = self.gathered, [], 0
+        newcomers, self._newcomers = self._newcomers, {}
+        for subscriber, first in newcomers.items():
+            for data in _joined(frames[first:]):
+                subscriber.send(data)
+        self._writes = list(_joined(frames))
+        self._unwritten = [subscriber for subscriber in self.subscribers if subscriber not in newcomers]
+
     def flush(self) -> None:
         """Write everything to everybody."""
         while self.busy:
-            self.write(len(self.subscribers) + len(self._unwritten))
+            self.write(sys.maxsize)
 
 
 def _joined(frames: list[bytes]) -> Iterator[bytes]:
@@ -102,16 +130,14 @@ class Fanout:
         if channel is None:
             channel = self._channels[key] = Channel(subscriber.wire)
             self._registry.add(channel, subscriber.subscription)
-        elif channel.gathered:
-            channel.flush()
-        channel.subscribers.add(subscriber)
+        channel.add(subscriber)
         self._size += 1
 
     def leave(self, subscriber: Subscriber) -> None:
         """Undo join()."""
         key = (subscriber.subscription, subscriber.wire)
         channel = self._channels[key]
-        channel.subscribers.remove(subscriber)
+        channel.remove(subscriber)
         self._size -= 1
         if not channel.subscribers:
             del self._channels[key]
