@@ -383,6 +383,7 @@ class Server:
                 scope = Scope(publisher, path.text, check_key(key))
             body = await self._read_body(request)
             openings = await self._parse(request, path, body)
+            # from here to remember() nothing is awaited, so that the same key cannot publish twice meanwhile
             answer = self._answers.find(scope, body) if scope else None
             replayed = answer is not None
             if answer is None:

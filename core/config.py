@@ -66,7 +66,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
         raise ConfigError([f"{path}: {line}not YAML: {error.problem or error.context}"]) from error
-    except Exception as error:
+    except Exception as error:  # PyYAML's tags (!!int, !!bool) fail with whatever their conversion raises
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError([f"{path}: not YAML: {reason}"]) from error
     if content is None:

@@ -22,6 +22,10 @@ class Scope(NamedTuple):
     path: str
     key: str
 
+    def digest(self) -> bytes:
+        """What it is remembered by: of fixed size, while paths may be long."""
+        return _digest(repr(self).encode())
+
 
 class _Remembered(NamedTuple, Generic[A]):
     digest: bytes  # of the body
@@ -41,12 +45,12 @@ class Answers(Generic[A]):
         self._window = window
         self._limit = limit
         self._clock = clock
-        self._answers: OrderedDict[bytes, _Remembered[A]] = OrderedDict()  # by digest: paths may be long
+        self._answers: OrderedDict[bytes, _Remembered[A]] = OrderedDict()  # by Scope.digest()
 
     def find(self, scope: Scope, body: bytes) -> A | None:
         """The answer given before, None if there was none. Raises Refused(422) if the body was another."""
         self._forget()
-        remembered = self._answers.get(_digest(repr(scope).encode()))
+        remembered = self._answers.get(scope.digest())
         if remembered is None:
             return None
         if remembered.digest != _digest(body):
@@ -56,7 +60,7 @@ class Answers(Generic[A]):
     def remember(self, scope: Scope, body: bytes, answer: A) -> None:
         """Keep the answer to a request that was accepted."""
         if self._window:
-            self._answers[_digest(repr(scope).encode())] = _Remembered(_digest(body), answer, self._clock())
+            self._answers[scope.digest()] = _Remembered(_digest(body), answer, self._clock())
             self._forget()
 
     def _forget(self) -> None:

@@ -135,7 +135,7 @@ def load(
     problems = []
     acl: dict[str, Any] = {}
     try:
-        acl = read_yaml(acl_path) if is_there(acl_path) else {}
+        acl = read_yaml(acl_path) if _is_there(acl_path) else {}
     except ConfigError as error:
         problems = error.problems
     try:
@@ -150,8 +150,8 @@ def load(
     return config, warnings
 
 
-def is_there(path: Path) -> bool:
-    """Whether there is a file to read; one that cannot be looked at is there."""
+def _is_there(path: Path) -> bool:
+    """Whether there is a file to read; one that may not be looked at counts, so that reading it says why."""
     try:
         return path.exists()
     except OSError:

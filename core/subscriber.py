@@ -42,7 +42,6 @@ class Subscriber:
     __slots__ = (
         "_buffer_limit",
         "_drain",
-        "_finishing",
         "_flow",
         "_full",
         "_left_behind",
@@ -78,7 +77,6 @@ class Subscriber:
         self._queue: deque[bytes | memoryview] = deque()
         self._queued_bytes = 0
         self._full: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._finishing = False
         self._over_since = math.inf  # loop time since which more than the limit waits
         self._left_behind = 0  # bytes in the transport when has_stalled() last looked
         self._progress_at = 0.0  # loop time
@@ -134,7 +132,7 @@ class Subscriber:
                     self._queue.appendleft(rest)
                     self._queued_bytes += len(rest)
             if not self._queue and not self._flow.writing_paused:
-                if self._finishing:
+                if self.end_reason is not None:
                     self._close()
                 self._full = asyncio.get_running_loop().create_future()
             if self._queued_bytes <= self._buffer_limit:
@@ -165,7 +163,6 @@ class Subscriber:
         clean one.
         """
         self.end_reason = reason
-        self._finishing = True
         if not self._full.done():
             self._close()
 

@@ -5,13 +5,14 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 import pytest
 
 from daemon import Daemon
+from wire import answer_head
 
 StartDaemon = Callable[..., Daemon]
 CURSOR = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
@@ -170,11 +171,8 @@ async def test_a_path_is_decoded_and_split(server: Daemon, path: str) -> None:
     """Percent-decoded as UTF-8, split on slashes, empty parts dropped; case counts; a query is no topic."""
     topics, pubsub_path = PATHS[path]
     async with server.subscriber("/") as stream:
-        head = f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}"
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(head.encode())
-        assert b" 202 " in await reader.readline()
-        writer.close()
+        request = f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}"
+        assert b" 202 " in await answer_head(server.port, request.encode())
         event = await stream.event()
     assert (event["pubsub_topics"], event["pubsub_path"]) == (topics, pubsub_path)
 
@@ -182,39 +180,22 @@ async def test_a_path_is_decoded_and_split(server: Daemon, path: str) -> None:
 @pytest.mark.parametrize("path", [b"/a,b", b"/a%2cb", b"/a%ff", b"/a\xff", b"/%C3", b"/%ED%A0%80"])
 async def test_a_path_with_a_comma_or_not_in_utf8_is_refused(server: Daemon, path: bytes) -> None:
     """400, in either spelling."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b"PUT " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
-    assert b" 400 " in await reader.readline()
-    writer.close()
-
-
-async def endless(piece: bytes = b"x" * 10_000) -> AsyncIterator[bytes]:
-    """A body without an end; sent chunked."""
-    yield b'{"v": "'
-    while True:
-        yield piece
-        await asyncio.sleep(0)
+    request = b"PUT " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+    assert b" 400 " in await answer_head(server.port, request)
 
 
 async def test_a_body_that_is_too_large_is_refused_before_it_is_sent(server: Daemon) -> None:
     """413 from the Content-Length alone."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 102401\r\n\r\n")
-    assert b" 413 " in await reader.readline()
-    writer.close()
+    request = b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 102401\r\n\r\n"
+    assert b" 413 " in await answer_head(server.port, request)
 
 
 async def test_a_chunked_body_is_refused_while_it_streams(server: Daemon) -> None:
     """413 in the middle of a body without an end, and the answer says that the connection closes."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b"PUT /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-    for _ in range(11):
-        writer.write(b"2710\r\n" + b"x" * 10_000 + b"\r\n")
-    async with asyncio.timeout(10):
-        head = await reader.readuntil(b"\r\n\r\n")
+    begin = b"PUT /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = await answer_head(server.port, begin + 11 * (b"2710\r\n" + b"x" * 10_000 + b"\r\n"))
     assert b" 413 " in head
     assert b"\r\nConnection: close\r\n" in head
-    writer.close()
 
 
 async def test_a_compressed_body_is_counted_after_inflating(server: Daemon) -> None:
@@ -290,21 +271,16 @@ async def test_a_publisher_who_expects_100_gets_it_at_once(server: Daemon) -> No
 async def test_a_publisher_without_the_right_is_not_asked_to_send(start_daemon: StartDaemon) -> None:
     """The refusal comes instead of 100, and the connection closes: the body may come or not."""
     server = start_daemon({"clients": {"payloaders": []}})
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
-    async with asyncio.timeout(10):
-        head = await reader.readuntil(b"\r\n\r\n")
+    request = b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+    head = await answer_head(server.port, request)
     assert b" 403 " in head
     assert b"\r\nConnection: close\r\n" in head
-    writer.close()
 
 
 async def test_another_expectation_is_refused(server: Daemon) -> None:
     """417, RFC 9110 section 10.1.1."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: more\r\n\r\n{}")
-    assert b" 417 " in await reader.readline()
-    writer.close()
+    request = b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: more\r\n\r\n{}"
+    assert b" 417 " in await answer_head(server.port, request)
 
 
 async def test_a_connection_serves_many_publishes_in_order(server: Daemon) -> None:

@@ -81,6 +81,17 @@ class Stream:
             return await self.reader.read()
 
 
+async def answer_head(port: int, request: bytes) -> bytes:
+    """Send bytes, as they are, over a connection of their own; the head of the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(request)
+        async with asyncio.timeout(TIMEOUT):
+            return await reader.readuntil(b"\r\n\r\n")
+    finally:
+        writer.close()
+
+
 def ending(raw: bytes) -> str:
     """How a chunked stream ended: "clean", with the closing chunk, or "early"."""
     return "clean" if raw.endswith(b"0\r\n\r\n") else "early"
