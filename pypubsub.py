@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import functools
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
@@ -30,19 +31,21 @@ from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 from core import __version__
 from core.access import UNIX, Networks, from_another_site, plain_address, publisher_address
 from core.body import inflate, too_large
-from core.cursor import Stamp, Stamps
-from core.errors import ConfigError, Refused, StartError
+from core.cursor import Mark, Stamps
+from core.errors import RETRY_AFTER, ConfigError, Refused, StartError
 from core.event import Event, parse_ndjson, parse_payload
 from core.fanout import Fanout
+from core.following import Follower
 from core.framing import wire_form
-from core.idempotency import Answers, Scope, check_key
+from core.idempotency import Answers, Ask, ask_again
 from core.replay import replay_request
-from core.settings import Config, load
+from core.settings import BacklogConfig, Config, load
+from core.store import PORTION, Accepted
 from core.subscriber import Subscriber
 from core.tls import tls_context
 from core.topics import PublishPath, parse_publish_path, parse_subscription
 from core.unix_socket import UnixSocket, answers
-from plugins import SECTIONS_WITHOUT_EFFECT
+from plugins import SECTIONS_WITHOUT_EFFECT, store_for
 
 log = logging.getLogger("pypubsub")
 
@@ -51,25 +54,16 @@ STREAM_TYPE = "application/vnd.pypubsub-stream"
 ALLOWED_METHODS = "GET, HEAD, OPTIONS, POST, PUT"
 HEAD_TIMEOUT = 75.0  # seconds a connection may be idle, or take for a request's head
 BODY_TIMEOUT = 60.0  # seconds a request's body may take
-PORTION = 200  # events of a batch that are parsed or published in one turn of the event loop
 LINGER = 3.0  # seconds that a refused body is read on for, so that the answer is not lost to a reset
 MAX_HELD_REFUSALS = 1000
 FILES_OF_OUR_OWN = 30  # open files that are not connections: logs, sockets that listen, the event loop's
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 ACCEPT_BACKLOG = 1024  # connections waiting to be accepted: after a restart everybody comes back at once
-RETRY_AFTER = {"Retry-After": "5"}
 AUTHENTICATE = {"WWW-Authenticate": 'Basic realm="PyPubSub", charset="UTF-8"'}  # RFC 7617
 CORS_REQUEST_HEADERS = (
     "Accept, Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Fetch-Since, X-Fetch-Since-Cursor"
 )
 CORS_ANSWER_HEADERS = "Idempotency-Replayed, Retry-After, X-Cursor, X-Replay, X-Requests, X-Subscribers"
-
-
-class Accepted(NamedTuple):
-    """What a publisher is told, and told again for the same Idempotency-Key."""
-
-    last: Stamp
-    events: int  # how many
 
 
 class Connection(web.RequestHandler):
@@ -140,8 +134,10 @@ class Server:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._fanout = Fanout()
+        self._fanout = Fanout(backlog=bool(config.server.backlog.size))
+        self._store = store_for(config.server, self._fanout.deliver)
         self._stamps = Stamps()
+        self._stamping = asyncio.Lock()  # held while the stamps of a long batch are given, over several turns
         self._publishers = Networks(config.clients.payloaders)
         self._trusted_proxies = Networks(config.server.trusted_proxies)
         self._secure_topics = frozenset(config.clients.secure_topics)
@@ -151,6 +147,7 @@ class Server:
         self._unix_sockets: list[UnixSocket] = []
         self._out_of_files_said = -math.inf  # loop time
         self._publishing = 0  # publishes let in and not answered yet
+        self._private_publishes = 0  # requests, so far
         self._batches: set[asyncio.Task[Accepted]] = set()
         self._held_refusals = 0
         self._stop = asyncio.Event()
@@ -160,27 +157,38 @@ class Server:
     # A life: listen, serve, drain
 
     async def run(self) -> None:
-        """Serve until a signal says to stop. Raises StartError if it cannot listen."""
+        """Serve until a signal says to stop. Raises StartError."""
         self._handle_signals()
         await self._runner.setup()
         try:
+            await self._open_store()
             await self._listen()
             if self._http.max_connections < self.config.server.max_connections:
                 log.info("the limit of open files allows for %d connections", self._http.max_connections)
             async with asyncio.TaskGroup() as tasks:  # the death of one of them ends the server
-                recurring = [
+                lasting = [
+                    tasks.create_task(self._store.run(), name="store"),
                     tasks.create_task(self._ping(), name="ping"),
                     tasks.create_task(self._drop_stalled(), name="drop stalled readers"),
                 ]
                 await self._stop.wait()
                 await self._drain()
-                for task in recurring:
+                for task in lasting:
                     task.cancel()
         finally:
             await self._runner.cleanup()
+            await self._store.stop()
             for unix_socket in self._unix_sockets:
                 unix_socket.remove()
         log.info("stopped")
+
+    async def _open_store(self) -> None:
+        now = self._stamps.next()
+        self._stamps.go_on_after(await self._store.start(Mark(now.position, now.timestamp)))
+        for ask, accepted, age in self._store.remembered():
+            answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+            answer.set_result(accepted)
+            self._answers.remember(ask, answer, age)
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -242,6 +250,11 @@ class Server:
             log.warning("%d publishes did not end in time and are cut off", self._publishing)
         if self._batches:  # of publishers who have left
             await asyncio.wait(self._batches, timeout=half)
+        try:
+            async with asyncio.timeout(half):
+                await self._store.flush()
+        except TimeoutError:
+            log.warning("the backlog could not be written in time: the last events are not stored")
         self._fanout.flush()
         for subscriber in list(self._fanout):
             subscriber.finish("the server stops")
@@ -341,7 +354,8 @@ class Server:
         headers = {
             "Server": f"PyPubSub/{__version__}",
             "X-Subscribers": str(len(self._fanout)),
-            "X-Requests": str(self._http.requests_count),
+            # without those that must not show to everybody
+            "X-Requests": str(self._http.requests_count - self._private_publishes),
         }
         if self.config.server.cors_origins:
             headers["Vary"] = "Origin"
@@ -377,19 +391,18 @@ class Server:
         self._publishing += 1
         try:
             path = parse_publish_path(request.rel_url.raw_path)
+            self._private_publishes += path.private
             publisher = self._authorize(request, path)
-            scope = None
-            if (key := request.headers.get("Idempotency-Key")) is not None:
-                scope = Scope(publisher, path.text, check_key(key))
             body = await self._read_body(request)
+            ask = None
+            if (key := request.headers.get("Idempotency-Key")) is not None:
+                ask = ask_again(publisher, path.text, key, body)
             openings = await self._parse(request, path, body)
             # from here to remember() nothing is awaited, so that the same key cannot publish twice meanwhile
-            answer = self._answers.find(scope, body) if scope else None
+            answer = self._answers.find(ask) if ask else None
             replayed = answer is not None
             if answer is None:
-                answer = self._begin(path, openings)
-                if scope:
-                    self._answers.remember(scope, body, answer)
+                answer = self._begin(path, openings, ask)
             # shielded: a publisher who hangs up undoes nothing, and may ask again meanwhile
             return self._accepted(request, path, await asyncio.shield(answer), replayed=replayed)
         finally:
@@ -458,37 +471,46 @@ class Server:
                 await asyncio.sleep(0)
         return openings
 
-    def _begin(self, path: PublishPath, openings: Sequence[str]) -> asyncio.Future[Accepted]:
-        """Publish: at once, or a long batch in portions."""
-        if len(openings) > PORTION:
-            batch = asyncio.create_task(self._publish_batch(path, openings), name="publish a batch")
+    def _begin(self, path: PublishPath, openings: Sequence[str], ask: Ask | None) -> asyncio.Future[Accepted]:
+        """Publish: at once, or a long batch in portions. The answer is remembered, unless it is a refusal."""
+        answer: asyncio.Future[Accepted]
+        if len(openings) > PORTION or self._stamping.locked():
+            batch = asyncio.create_task(self._publish_batch(path, openings, ask), name="publish a batch")
             self._batches.add(batch)
             batch.add_done_callback(self._batches.discard)
-            return batch
-        answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-        answer.set_result(self.publish(path, openings))
+            answer = batch
+        else:
+            answer = self._store.append(self._stamped(path, openings), ask)
+        if ask:
+            self._answers.remember(ask, answer)
+            answer.add_done_callback(functools.partial(self._forget_refusal, ask))
         return answer
 
-    async def _publish_batch(self, path: PublishPath, openings: Sequence[str]) -> Accepted:
-        for start in range(0, len(openings), PORTION):
-            last = self.publish(path, openings[start : start + PORTION]).last
-            await asyncio.sleep(0)  # subscribers take what they have got, other requests have their turn
-        return Accepted(last, len(openings))
+    def _forget_refusal(self, ask: Ask, answer: asyncio.Future[Accepted]) -> None:
+        if answer.cancelled() or answer.exception():
+            self._answers.forget(ask)
 
-    def publish(self, path: PublishPath, openings: Sequence[str]) -> Accepted:
-        """The one door for events: stamp them in order and send them on.
+    def _stamped(self, path: PublishPath, openings: Sequence[str]) -> list[Event]:
+        return [Event(path, opening, self._stamps.next()) for opening in openings]
 
-        openings: from parse_payload or parse_ndjson, at least one.
-        """
-        for opening in openings:
-            event = Event(path, opening, self._stamps.next())
-            self._fanout.deliver(event)
-        return Accepted(event.stamp, len(openings))
+    async def _publish_batch(self, path: PublishPath, openings: Sequence[str], ask: Ask | None) -> Accepted:
+        """Publish many events. Other requests have their turn meanwhile, but no event comes in between."""
+        async with self._stamping:
+            events: list[Event] = []
+            for start in range(0, len(openings), PORTION):
+                portion = self._stamped(path, openings[start : start + PORTION])
+                if not self._store.durable:
+                    await self._store.append(portion)
+                events += portion
+                await asyncio.sleep(0)
+            if self._store.durable:
+                await self._store.append(events, ask)
+        return Accepted(events[-1].stamp, len(events))
 
     def _accepted(
         self, request: web.BaseRequest, path: PublishPath, accepted: Accepted, *, replayed: bool
     ) -> web.Response:
-        cursor, timestamp = accepted.last
+        _, cursor, timestamp = accepted.last
         if request.content_type == NDJSON_TYPE:
             text, fields = f"accepted {accepted.events} events", {"cursor": cursor, "count": accepted.events}
         else:
@@ -503,12 +525,16 @@ class Server:
 
     async def _subscribe(self, request: web.BaseRequest) -> web.StreamResponse:
         subscription = parse_subscription(request.rel_url.raw_path)
-        replay = replay_request(request.headers, request.query, time.time())
+        asked = replay_request(request.headers, request.query, time.time())
         user_agent = request.headers.get("User-Agent", "")
         wire = wire_form(
             http_1_0=request.version < HttpVersion11,
             nul_terminated=any(name in user_agent for name in self.config.clients.oldschoolers),
         )
+        async with self._stamping:  # not between the stamps of a batch
+            now = self._stamps.next()
+        await self._store.settle(now.position)  # what was stamped before has been delivered
+        placement = await self._store.place(asked, Mark(now.position, now.timestamp), private=False)
         response = web.StreamResponse(
             headers=self._headers(request)
             | {
@@ -516,13 +542,13 @@ class Server:
                 "Content-Type": STREAM_TYPE,
                 "Cache-Control": "no-store",
                 "X-Accel-Buffering": "no",
-                "X-Cursor": self._stamps.next().cursor,
+                "X-Cursor": now.cursor,
             }
         )
-        if replay:
-            response.headers["X-Replay"] = "none"
+        if placement.verdict:
+            response.headers["X-Replay"] = placement.verdict
         response.force_close()  # a stream's end is the connection's
-        # nothing awaits anything from the head to join(): what is published after the head is sent
+        # without a backlog nothing suspends from the stamp to join(): no event is missed in between
         writer = await response.prepare(request)
         if writer is None or request.transport is None:
             raise ConnectionError("the client left before its stream began")
@@ -536,13 +562,15 @@ class Server:
             writer.drain,
             self.config.server.subscriber_buffer,
         )
-        subscriber.send(wire(ping_line()))
-        self._fanout.join(subscriber)
+        self._fanout.add(subscriber)
+        follower = Follower(
+            subscriber, self._fanout, self._store, ping_line, self.config.server.ping_interval
+        )
         since = time.monotonic()
         try:
-            await subscriber.serve()
+            await follower.follow(placement)
         finally:
-            self._fanout.leave(subscriber)
+            self._fanout.remove(subscriber)
             if self._stop.is_set() and not self._fanout:
                 self._no_subscribers.set()
             log.info(
@@ -675,6 +703,7 @@ def check(config: Config, warnings: Sequence[str]) -> int:
         if server.tls:
             print(f"serves {url(bind, server.tls.port, tls=True)}")
     print(f"publishers: {', '.join(map(str, config.clients.payloaders)) or 'nobody'}")
+    print(f"backlog: {shown_backlog(server.backlog)}")
     if config.clients.secure_topics:
         print(f"secure topics: {', '.join(config.clients.secure_topics)}")
     for warning in warnings:
@@ -686,6 +715,15 @@ def check(config: Config, warnings: Sequence[str]) -> int:
             print(error, file=sys.stderr)
             return 1
     return 0
+
+
+def shown_backlog(backlog: BacklogConfig) -> str:
+    """What is kept, in words."""
+    if not backlog.size:
+        return "none"
+    age = f", for {backlog.max_age:g} seconds at most" if backlog.max_age else ""
+    where = backlog.storage or "in memory"
+    return f"{backlog.size} public and as many private events{age}, {where}"
 
 
 def raise_file_limit() -> int:

@@ -7,6 +7,7 @@ An event runs through these modules in this order:
     body        a body, inflated within its limit
     event       a payload -> an Event, with its bytes for each wire form
     cursor      the position (and time) that an event gets when it is published
+    store       where it goes before it goes out: kept in memory, in a file, or not at all
     fanout      on its way to the subscribers: one write to each in a turn of the event loop
     registry    the topic index: which of them want this event
     subscriber  one reader: its bounded queue, its writes, the end of its stream
@@ -14,7 +15,9 @@ An event runs through these modules in this order:
 
 Beside that road:
 
-    replay       what a subscriber asks to have sent again
+    replay       what a subscriber asks to have sent again, and what it can be promised
+    following    a subscriber's way from the backlog to the live events, and back when it falls behind
+    recent       the newest events, in memory
     idempotency  the answers remembered for publishers who ask twice
     settings     the sections `server` and `clients` of pypubsub.yaml
     unix_socket  sockets in the file system

@@ -4,20 +4,33 @@ A cursor has the layout of a UUID version 7 (RFC 9562 section 5.7): 48 bits of m
 that hold the fraction of the millisecond (its method 3), then 62 random bits. Cursors sort as text in the
 order in which they were made. They count nothing: between two of them lies real time and fresh randomness,
 so they do not show how many others, private ones for instance, were made in between.
+
+The first 60 bits, the time, are the position as a number. No two stamps share it.
 """
 
+import re
 import secrets
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-_TICKS_PER_MS = 4096  # a tick is the unit of a cursor's first 60 bits: 1/4096 ms, about 244 ns
+TICKS_PER_SECOND = 4_096_000  # a tick is the unit of a position: 1/4096 ms, about 244 ns
+_MAX_POSITION = 2**60 - 1
+_CURSOR = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 class Stamp(NamedTuple):
     """What an event is given at the moment it is published."""
 
+    position: int  # 60 bits
     cursor: str  # 36 characters of [0-9a-f-]
+    timestamp: float  # Unix seconds
+
+
+class Mark(NamedTuple):
+    """A moment in the order of events."""
+
+    position: int
     timestamp: float  # Unix seconds
 
 
@@ -34,19 +47,43 @@ class Stamps:
         self._wall = wall
         self._monotonic = monotonic
         self._now_ns = wall()
+        self._position_ns = self._now_ns  # may be ahead of _now_ns, see go_on_after()
         self._monotonic_ns = monotonic()
-        self._ticks = 0
+        self._position = 0
+
+    def go_on_after(self, mark: Mark) -> None:
+        """Make stamps from here on that come after those of an earlier life."""
+        self._now_ns = max(self._now_ns, round(mark.timestamp * 1e9))
+        self._position = max(self._position, mark.position)
+        self._position_ns = max(self._position_ns, mark.position * 1_000_000_000 // TICKS_PER_SECOND)
 
     def next(self) -> Stamp:
         """A stamp that sorts after every one made before."""
-        monotonic_ns = self._monotonic()
-        self._now_ns = max(self._wall(), self._now_ns + monotonic_ns - self._monotonic_ns)
-        self._monotonic_ns = monotonic_ns
+        wall_ns, monotonic_ns = self._wall(), self._monotonic()
+        elapsed_ns, self._monotonic_ns = monotonic_ns - self._monotonic_ns, monotonic_ns
+        self._now_ns = max(wall_ns, self._now_ns + elapsed_ns)
+        self._position_ns = max(wall_ns, self._position_ns + elapsed_ns)
         # two stamps within a tick: the second is a tick later, and real time soon passes it again
-        self._ticks = max(self._now_ns * _TICKS_PER_MS // 1_000_000, self._ticks + 1)
-        return Stamp(_layout(self._ticks, secrets.randbits(62)), self._now_ns / 1e9)
+        self._position = max(self._position_ns * TICKS_PER_SECOND // 1_000_000_000, self._position + 1)
+        return stamp_at(self._position, self._now_ns / 1e9)
 
 
-def _layout(ticks: int, random: int) -> str:
-    text = f"{ticks >> 12:012x}7{ticks & 0xFFF:03x}{1 << 63 | random:016x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+def stamp_at(position: int, timestamp: float) -> Stamp:
+    """A stamp with a fresh cursor."""
+    text = f"{position >> 12:012x}7{position & 0xFFF:03x}{1 << 63 | secrets.randbits(62):016x}"
+    cursor = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    return Stamp(position, cursor, timestamp)
+
+
+def position_of(cursor: str) -> int | None:
+    """The position that a cursor stands for; None if it is none of ours, such as a random UUID of 0.7's."""
+    if not _CURSOR.fullmatch(cursor):
+        return None
+    digits = cursor.replace("-", "")
+    return int(digits[:12], 16) << 12 | int(digits[13:16], 16)
+
+
+def position_at(timestamp: float) -> int:
+    """A position which no event of that time or later lies below. timestamp: Unix seconds, 0 or more."""
+    whole_ms = int(min(timestamp, 1e12) * 1000) - 1  # 1 less: a double cannot tell all ticks apart
+    return min(max(whole_ms, 0) * TICKS_PER_SECOND // 1000, _MAX_POSITION)

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+RETRY_AFTER = {"Retry-After": "5"}  # seconds, for what is worth asking again
+
 
 class Refused(Exception):  # noqa: N818 (it says what happened to the request)
     """A request that is answered with an error status; raised anywhere below the request handler.

@@ -1,4 +1,4 @@
-"""An event: one JSON object on one line, turned into bytes once for each wire form.
+"""An event: one JSON object on one line.
 
 A publisher's payload is checked and re-encoded as ASCII: the opening of the event's line. It becomes an
 Event when it is given its stamp. What Python's json accepts and JSON (RFC 8259) does not, or deployed readers
@@ -12,7 +12,6 @@ from typing import Any
 
 from core.cursor import Stamp
 from core.errors import Refused
-from core.framing import Wire
 from core.topics import PublishPath
 
 MAX_DEPTH = 500  # lists and objects within one another; Python's own readers give up at about 990
@@ -24,25 +23,16 @@ sys.set_int_max_str_digits(MAX_INTEGER_DIGITS)
 
 
 class Event:
-    """One published event. Immutable but for the frames, which are made when first asked for."""
+    """One published event. Immutable."""
 
-    __slots__ = ("_frames", "line", "private", "stamp", "topics")
+    __slots__ = ("line", "path", "stamp")
 
     def __init__(self, path: PublishPath, opening: str, stamp: Stamp) -> None:
         """opening: the line as far as it is known without a stamp, from parse_payload."""
-        self.topics = path.all_topics
-        self.private = path.private
+        self.path = path
         self.stamp = stamp
         stamp_keys = f'"pubsub_timestamp": {stamp.timestamp!r}, "pubsub_cursor": "{stamp.cursor}"'
         self.line = f"{opening}, {stamp_keys}}}\n".encode("ascii")
-        self._frames: dict[Wire, bytes] = {}
-
-    def frame(self, wire: Wire) -> bytes:
-        """The line in a wire form: the same bytes for every subscriber."""
-        frame = self._frames.get(wire)
-        if frame is None:
-            frame = self._frames[wire] = wire(self.line)
-        return frame
 
 
 def parse_payload(body: bytes, path: PublishPath, max_line_size: int) -> str:
@@ -51,7 +41,11 @@ def parse_payload(body: bytes, path: PublishPath, max_line_size: int) -> str:
     max_line_size: bytes that the finished line may have.
     Raises Refused: 400 for what is no acceptable JSON object, 413 for a line that would be too long.
     """
-    payload = _object(body)
+    return opening_of(_object(body), path, max_line_size)
+
+
+def opening_of(payload: dict[str, Any], path: PublishPath, max_line_size: int) -> str:
+    """The same for a payload that is read already, and may be changed."""
     if "stillalive" in payload:
         raise Refused(400, 'a top-level key "stillalive" is refused: readers would take the event for a ping')
     for key in RESERVED_KEYS:

@@ -4,6 +4,9 @@ Subscribers who follow the same topics in the same wire form stand in one channe
 turn of the event loop is gathered by channel and joined once, then the same bytes are written to each of
 them. A crowd is written to in slices, a turn of the loop for each, so that requests and other channels need
 not wait for all of it; what is published meanwhile is gathered for the channel's next round.
+
+A subscriber for whom too much waits falls behind: it leaves its channel, at a known position, and comes back
+when it has read the rest from the backlog. Without a backlog it is dropped.
 """
 
 import asyncio
@@ -27,11 +30,13 @@ class Channel:
 
     __slots__ = (
         "_gathered_bytes",
+        "_gathered_end",
         "_newcomers",
         "_unwritten",
         "_writes",
         "gathered",
         "queued",
+        "round_end",
         "subscribers",
         "wire",
     )
@@ -42,6 +47,8 @@ class Channel:
         self.gathered: list[bytes] = []
         self.queued = False  # for its turn in Fanout._write_slice()
         self._gathered_bytes = 0
+        self._gathered_end = 0  # position of the last event that was gathered
+        self.round_end = 0  # position of the last event in this round's bytes, or before them
         self._writes: list[bytes] = []  # this round's bytes
         self._unwritten: list[Subscriber] = []  # who has not been sent them yet
         self._newcomers: dict[Subscriber, int] = {}  # -> the first of the gathered frames that is for them
@@ -62,37 +69,39 @@ class Channel:
         self.subscribers.remove(subscriber)
         self._newcomers.pop(subscriber, None)
 
-    def gather(self, frame: bytes) -> None:
-        """Have a frame written in the next round."""
+    def gather(self, frame: bytes, position: int | None) -> bool:
+        """Have a frame written in the next round. Whether so much is gathered that this should be now.
+
+        position: the event's; None for a ping.
+        """
         self.gathered.append(frame)
         self._gathered_bytes += len(frame)
-        if self._gathered_bytes > _GATHER_BYTES:
-            self.flush()
+        if position is not None:
+            self._gathered_end = position
+        return self._gathered_bytes > _GATHER_BYTES
 
-    def write(self, limit: int) -> int:
-        """Write this round's bytes to up to so many subscribers, and say to how many."""
-        if not self._unwritten:
-            self._begin_round()
+    def write(self, limit: int) -> list[Subscriber]:
+        """Write this round's bytes to up to so many subscribers. To whom."""
+        written = [] if self._unwritten else self._begin_round()
         now, self._unwritten = self._unwritten[:limit], self._unwritten[limit:]
         for subscriber in now:
             if subscriber in self.subscribers:  # it may have left since the round began
                 for data in self._writes:
                     subscriber.send(data)
-        return len(now)
+                written.append(subscriber)
+        return written
 
-    def _begin_round(self) -> None:
+    def _begin_round(self) -> list[Subscriber]:
+        """Take what is gathered as this round's bytes. Newcomers are written to at once: to whom."""
         frames, self.gathered, self._gathered_bytes = self.gathered, [], 0
+        self.round_end = self._gathered_end
         newcomers, self._newcomers = self._newcomers, {}
         for subscriber, first in newcomers.items():
             for data in _joined(frames[first:]):
                 subscriber.send(data)
         self._writes = list(_joined(frames))
         self._unwritten = [subscriber for subscriber in self.subscribers if subscriber not in newcomers]
-
-    def flush(self) -> None:
-        """Write everything to everybody."""
-        while self.busy:
-            self.write(sys.maxsize)
+        return list(newcomers)
 
 
 def _joined(frames: list[bytes]) -> Iterator[bytes]:
@@ -108,20 +117,30 @@ def _joined(frames: list[bytes]) -> Iterator[bytes]:
 
 
 class Fanout:
-    """All subscribers, and what is on its way to them."""
+    """All subscribers, and what is on its way to them.
 
-    def __init__(self) -> None:
+    backlog: whether there is one to go on from for subscribers who have fallen behind.
+    """
+
+    def __init__(self, *, backlog: bool) -> None:
+        self._backlog = backlog
         self._registry: Registry[Channel] = Registry()
         self._channels: dict[tuple[Subscription, Wire], Channel] = {}
         self._queue: deque[Channel] = deque()  # those with something to write
-        self._size = 0
+        self._live = 0  # subscribers in channels
+        self._reading: set[Subscriber] = set()  # subscribers who read the backlog
 
     def __len__(self) -> int:
-        return self._size
+        return self._live + len(self._reading)
 
     def __iter__(self) -> Iterator[Subscriber]:
+        yield from self._reading
         for channel in self._channels.values():
             yield from channel.subscribers
+
+    def add(self, subscriber: Subscriber) -> None:
+        """A subscriber is there, who reads the backlog first, if there is one."""
+        self._reading.add(subscriber)
 
     def join(self, subscriber: Subscriber) -> None:
         """From now on the subscriber gets what it asked for, and nothing published before."""
@@ -130,42 +149,74 @@ class Fanout:
         if channel is None:
             channel = self._channels[key] = Channel(subscriber.wire)
             self._registry.add(channel, subscriber.subscription)
+        self._reading.remove(subscriber)
         channel.add(subscriber)
-        self._size += 1
+        self._live += 1
 
-    def leave(self, subscriber: Subscriber) -> None:
-        """Undo join()."""
+    def remove(self, subscriber: Subscriber) -> None:
+        """Undo add(), wherever the subscriber is by now."""
+        if subscriber in self._reading:
+            self._reading.remove(subscriber)
+        else:
+            self._leave(subscriber)
+
+    def _leave(self, subscriber: Subscriber) -> None:
         key = (subscriber.subscription, subscriber.wire)
         channel = self._channels[key]
         channel.remove(subscriber)
-        self._size -= 1
+        self._live -= 1
         if not channel.subscribers:
             del self._channels[key]
             self._registry.remove(channel, subscriber.subscription)
 
     def deliver(self, event: Event) -> None:
         """Put an event on its way to those who want it."""
-        if event.private:
+        if event.path.private:
             return  # nobody has been given the right to see it
-        for channel in self._registry.match(event.topics):
-            self._gather(channel, event.frame(channel.wire))
+        frames: dict[Wire, bytes] = {}
+        for channel in self._registry.match(event.path.all_topics):
+            frame = frames.get(channel.wire)
+            if frame is None:
+                frame = frames[channel.wire] = channel.wire(event.line)
+            self._gather(channel, frame, event.stamp.position)
 
     def ping(self, line: bytes) -> None:
-        """Put a ping on its way to everybody, behind the events that are."""
+        """Put a ping on its way to everybody who is live, behind the events that are."""
         frames: dict[Wire, bytes] = {}
-        for channel in self._channels.values():
+        for channel in list(self._channels.values()):
             if channel.wire not in frames:
                 frames[channel.wire] = channel.wire(line)
-            self._gather(channel, frames[channel.wire])
+            self._gather(channel, frames[channel.wire], None)
 
     def flush(self) -> None:
         """Write now what is on its way."""
         for channel in self._queue:
-            channel.flush()
+            self._flush(channel)
 
-    def _gather(self, channel: Channel, frame: bytes) -> None:
-        channel.gather(frame)
-        if not channel.queued:
+    def _flush(self, channel: Channel) -> None:
+        while channel.busy:
+            self._write(channel, sys.maxsize)
+
+    def _write(self, channel: Channel, limit: int) -> int:
+        """Write to up to so many of a channel's subscribers, and say to how many."""
+        written = channel.write(limit)
+        for subscriber in written:
+            if subscriber.queued_bytes and (reason := subscriber.overflow()):
+                self._overflow(subscriber, channel.round_end, reason)
+        return len(written)
+
+    def _overflow(self, subscriber: Subscriber, after: int, reason: str) -> None:
+        if self._backlog:
+            self._leave(subscriber)
+            self._reading.add(subscriber)
+            subscriber.fall_behind(after)
+        else:
+            subscriber.drop(reason)
+
+    def _gather(self, channel: Channel, frame: bytes, position: int | None) -> None:
+        if channel.gather(frame, position):
+            self._flush(channel)
+        elif not channel.queued:
             if not self._queue:
                 asyncio.get_running_loop().call_soon(self._write_slice)
             self._queue.append(channel)
@@ -178,7 +229,7 @@ class Fanout:
                 channel = self._queue.popleft()
                 channel.queued = False
                 if channel.busy:
-                    left -= channel.write(left)
+                    left -= self._write(channel, left)
                 if channel.busy:
                     self._queue.append(channel)
                     channel.queued = True

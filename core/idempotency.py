@@ -1,4 +1,8 @@
-"""The answers remembered for publishers who ask twice (Idempotency-Key), for a while and up to a number."""
+"""The answers remembered for publishers who ask twice (Idempotency-Key), for a while and up to a number.
+
+An answer is remembered by two digests of fixed size, of what was asked for and of the body, while paths and
+bodies may be long.
+"""
 
 import hashlib
 import re
@@ -9,26 +13,21 @@ from typing import Generic, NamedTuple, TypeVar
 
 from core.errors import Refused
 
+MAX_REMEMBERED = 100_000
 _KEY = re.compile(r"[!-~]{1,255}")
-_MAX_REMEMBERED = 100_000
 
 A = TypeVar("A")
 
 
-class Scope(NamedTuple):
-    """What a key is good for: the same key of another publisher, or on another path, is another key."""
+class Ask(NamedTuple):
+    """A request that has an Idempotency-Key."""
 
-    publisher: str
-    path: str
-    key: str
-
-    def digest(self) -> bytes:
-        """What it is remembered by: of fixed size, while paths may be long."""
-        return _digest(repr(self).encode())
+    scope: bytes  # digest: the same key of another publisher, or on another path, is another key
+    body: bytes  # digest
 
 
 class _Remembered(NamedTuple, Generic[A]):
-    digest: bytes  # of the body
+    body: bytes  # digest
     answer: A
     at: float  # monotonic seconds
 
@@ -40,30 +39,34 @@ class Answers(Generic[A]):
     """
 
     def __init__(
-        self, window: float, limit: int = _MAX_REMEMBERED, clock: Callable[[], float] = time.monotonic
+        self, window: float, limit: int = MAX_REMEMBERED, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._window = window
         self._limit = limit
         self._clock = clock
-        self._answers: OrderedDict[bytes, _Remembered[A]] = OrderedDict()  # by Scope.digest()
+        self._answers: OrderedDict[bytes, _Remembered[A]] = OrderedDict()  # by Ask.scope
 
-    def find(self, scope: Scope, body: bytes) -> A | None:
+    def find(self, ask: Ask) -> A | None:
         """The answer given before, None if there was none. Raises Refused(422) if the body was another."""
-        self._forget()
-        remembered = self._answers.get(scope.digest())
+        self._forget_expired()
+        remembered = self._answers.get(ask.scope)
         if remembered is None:
             return None
-        if remembered.digest != _digest(body):
+        if remembered.body != ask.body:
             raise Refused(422, "this Idempotency-Key was used on this path with another body")
         return remembered.answer
 
-    def remember(self, scope: Scope, body: bytes, answer: A) -> None:
-        """Keep the answer to a request that was accepted."""
+    def remember(self, ask: Ask, answer: A, age: float = 0.0) -> None:
+        """Keep an answer that was given so many seconds ago. Older ones must have been told of before."""
         if self._window:
-            self._answers[scope.digest()] = _Remembered(_digest(body), answer, self._clock())
-            self._forget()
+            self._answers[ask.scope] = _Remembered(ask.body, answer, self._clock() - age)
+            self._forget_expired()
 
-    def _forget(self) -> None:
+    def forget(self, ask: Ask) -> None:
+        """Undo remember(): the request was refused in the end."""
+        self._answers.pop(ask.scope, None)
+
+    def _forget_expired(self) -> None:
         expired = self._clock() - self._window
         while self._answers:
             oldest = next(iter(self._answers.values()))
@@ -72,12 +75,15 @@ class Answers(Generic[A]):
             self._answers.popitem(last=False)
 
 
-def check_key(key: str) -> str:
-    """The key, if it is one. Raises Refused(400)."""
+def ask_again(publisher: str, path: str, key: str, body: bytes) -> Ask:
+    """What an answer is remembered by. Raises Refused(400) if the key is none.
+
+    publisher: who asks, an address or a user.
+    """
     if not _KEY.fullmatch(key):
         raise Refused(400, "Idempotency-Key: expected 1 to 255 visible ASCII characters")
-    return key
+    return Ask(_digest(repr((publisher, path, key)).encode()), _digest(body))
 
 
-def _digest(body: bytes) -> bytes:
-    return hashlib.sha256(body).digest()
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()

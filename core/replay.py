@@ -1,4 +1,8 @@
-"""What a subscriber asks to have sent again before the live events: since a time, or after a cursor."""
+"""What a subscriber asks to have sent again before the live events, and what it can be promised.
+
+It asks for what came since a time, or after a cursor. Cursors sort in the order of publishing, so a cursor is
+a place in the backlog whether or not its event is held, and whether or not the subscriber may see that event.
+"""
 
 import math
 import re
@@ -7,6 +11,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from core.config import parse_duration
+from core.cursor import Mark, position_of
 from core.errors import Refused
 
 _CURSOR = re.compile(r"[0-9A-Za-z-]{36}", re.ASCII)
@@ -21,6 +26,49 @@ class ReplayRequest(NamedTuple):
 
     since: float | None = None  # Unix seconds; events at or after it; 0 and below: all that is held
     cursor: str | None = None  # events after it
+
+
+class Reach(NamedTuple):
+    """How far back a backlog goes, for a subscriber who may see certain kinds of events."""
+
+    began: Mark  # when the backlog's memory began
+    lost: Mark | None  # the latest event, of a kind that it may see, that has left the backlog
+    from_the_start: bool  # nothing was published here before that, as far as can be known
+
+
+class Placement(NamedTuple):
+    """Where a subscriber begins to read, and what it is told about that."""
+
+    after: int  # position
+    verdict: str | None  # X-Replay; None if no replay was asked for
+
+    @property
+    def whole(self) -> bool:
+        """Whether it was promised everything after that position."""
+        return self.verdict not in ("partial", "unknown")
+
+
+def place_cursor(cursor: str, reach: Reach, now: int) -> Placement:
+    """Where to go on after a cursor. now: a position that no event has yet.
+
+    unknown: it is no cursor of this kind, or lies in the future, and nothing is replayed; or it is older than
+    the backlog's memory, and what is held is replayed. partial: some of what came after it is gone.
+    """
+    position = position_of(cursor)
+    if position is None or position > now:
+        return Placement(now, "unknown")
+    if position < reach.began.position:
+        return Placement(reach.lost.position if reach.lost else 0, "unknown")
+    if reach.lost and position < reach.lost.position:
+        return Placement(reach.lost.position, "partial")
+    return Placement(position, "complete")
+
+
+def judge_since(since: float, reach: Reach) -> str:
+    """The verdict on a replay since a time (Unix seconds)."""
+    if reach.lost and since <= reach.lost.timestamp:
+        return "partial"
+    return "complete" if reach.from_the_start or since >= reach.began.timestamp else "partial"
 
 
 def replay_request(headers: Mapping[str, str], query: Mapping[str, str], now: float) -> ReplayRequest | None:

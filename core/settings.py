@@ -51,10 +51,17 @@ def _check_topic(value: str) -> str:
     return value
 
 
+def _check_file_path(value: str) -> str:
+    if not value or value.endswith("/") or "\0" in value:
+        raise ValueError("the path of a file")
+    return value
+
+
 Port = Annotated[int, BeforeValidator(_parse_port)]
 Bind = Annotated[StrictStr, AfterValidator(_check_bind)]
 Origin = Annotated[StrictStr, AfterValidator(_check_origin)]
 Topic = Annotated[StrictStr, AfterValidator(_check_topic)]
+FilePath = Annotated[StrictStr, AfterValidator(_check_file_path)]
 UserAgentPart = Annotated[StrictStr, Field(min_length=1)]
 
 
@@ -65,6 +72,15 @@ class TlsConfig(Section):
     cert: StrictStr  # PEM file
     key: StrictStr  # PEM file
     chain: StrictStr | None = None  # PEM file of intermediate certificates, sent after the certificate
+
+
+class BacklogConfig(Section):
+    """server.backlog: what is kept for subscribers who come later."""
+
+    size: Annotated[StrictInt, Field(ge=0)] = 0  # events of each kind, public and private; 0: no backlog
+    max_age: Duration = 0.0  # seconds; 0: kept until pushed out
+    storage: FilePath | None = None  # SQLite file; None: kept in memory only
+    memory: Size = 64 * 1024**2  # bytes of the newest events that are held ready, beside the file
 
 
 class ServerConfig(Section):
@@ -81,6 +97,7 @@ class ServerConfig(Section):
     write_timeout: PositiveDuration = 300.0
     drain_timeout: Duration = 10.0
     idempotency_window: Duration = 600.0
+    backlog: BacklogConfig = BacklogConfig()
     max_connections: Annotated[StrictInt, Field(ge=1)] = 50_000
     trusted_proxies: tuple[Network, ...] = ()
     cors_origins: tuple[Origin, ...] = ()
@@ -114,6 +131,11 @@ class Config(Section):
                 f"server.max_payload_size: {self.server.max_payload_size} is more than "
                 f"server.max_line_size ({self.server.max_line_size}), which then limits an event"
             )
+        backlog = self.server.backlog
+        if backlog.storage and not backlog.size:
+            found.append("server.backlog.storage: has no effect while server.backlog.size is 0")
+        if "memory" in backlog.model_fields_set and not backlog.storage:
+            found.append("server.backlog.memory: has no effect without server.backlog.storage")
         if not self.clients.payloaders:
             found.append("clients.payloaders: is empty, so nobody may publish")
         return found
@@ -166,4 +188,4 @@ def _cut_section(content: dict[str, Any], section: tuple[str, ...]) -> bool:
         if not isinstance(content, dict):
             return False  # the model of the section above will say so
     settings = content.pop(key, None)
-    return bool(settings.get("size", True) if isinstance(settings, dict) else settings)
+    return bool(settings)

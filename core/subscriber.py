@@ -1,7 +1,7 @@
 """One subscriber: what waits for it, its writes, and how its stream ends.
 
 send() never waits. While the socket takes everything, bytes go straight to it. Once it is full they wait in
-a queue of bounded size, which serve() empties at the reader's pace. The queue holds the same bytes objects
+a queue of bounded size, which flush() empties at the reader's pace. The queue holds the same bytes objects
 for all subscribers of a channel, so readers who have stopped share one copy of what they wait for.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import NoReturn, Protocol
 
 from core.framing import Wire
-from core.topics import Subscription
+from core.topics import PublishPath, Subscription, meets
 
 _GRACE = 1.0  # seconds that more than the limit may wait
 _BURST_FACTOR = 4  # times the limit that may wait during that second
@@ -40,6 +40,7 @@ class Subscriber:
     """
 
     __slots__ = (
+        "_behind_after",
         "_buffer_limit",
         "_drain",
         "_flow",
@@ -48,10 +49,10 @@ class Subscriber:
         "_over_since",
         "_progress_at",
         "_queue",
-        "_queued_bytes",
         "_transport",
         "end_reason",
         "peer",
+        "queued_bytes",
         "subscription",
         "wire",
     )
@@ -75,18 +76,26 @@ class Subscriber:
         self._drain = drain
         self._buffer_limit = buffer_limit
         self._queue: deque[bytes | memoryview] = deque()
-        self._queued_bytes = 0
+        self.queued_bytes = 0  # in the queue
         self._full: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._over_since = math.inf  # loop time since which more than the limit waits
         self._left_behind = 0  # bytes in the transport when has_stalled() last looked
         self._progress_at = 0.0  # loop time
+        self._behind_after: int | None = None  # position of the last event it was sent before it fell behind
         # paused as soon as the kernel does not take all: the rest waits here, shared with others, not copied
         # into the transport (1, not 0: asyncio's TLS pauses an empty buffer at 0)
         transport.set_write_buffer_limits(high=1, low=0)
         limit_kernel_buffer(transport.get_extra_info("socket"))
 
+    def may_see(self, path: PublishPath) -> bool:
+        """Whether events of this path are for this subscriber: it asks for them, and has the right."""
+        # nobody can be given the right to see private events yet
+        return not path.private and meets(self.subscription, path.all_topics)
+
     def send(self, data: bytes | memoryview) -> None:
-        """Write frames, or queue them if the socket is full. Drops a subscriber with too much waiting."""
+        """Write frames, or queue them if the socket is full."""
+        if self.end_reason is not None:
+            return
         if not self._full.done():
             rest = self._write(data)
             if self._flow.writing_paused:
@@ -94,21 +103,20 @@ class Subscriber:
             if not rest:
                 return
             data = rest
-        if self.end_reason is None:
-            self._queue.append(data)
-            self._queued_bytes += len(data)
-            self._check_buffer()
+        self._queue.append(data)
+        self.queued_bytes += len(data)
 
-    def _check_buffer(self) -> None:
-        """Drop a subscriber for whom too much waits. A burst is not held against one who soon catches up."""
-        waiting = self._queued_bytes + self._transport.get_write_buffer_size()
+    def overflow(self) -> str | None:
+        """Why too much waits, None while it does not. A burst is not held against one who soon catches up."""
+        waiting = self.queued_bytes + self._transport.get_write_buffer_size()
         if waiting <= self._buffer_limit:
             self._over_since = math.inf
-            return
+            return None
         now = asyncio.get_running_loop().time()
         self._over_since = min(self._over_since, now)
         if now - self._over_since >= _GRACE or waiting > _BURST_FACTOR * self._buffer_limit:
-            self.drop(f"too slow: {waiting} bytes waiting, the limit is {self._buffer_limit}")
+            return f"too slow: {waiting} bytes waiting, the limit is {self._buffer_limit}"
+        return None
 
     def _write(self, data: bytes | memoryview) -> bytes | memoryview:
         """Write to the socket, a large piece bit by bit, until it is full. What it was not given."""
@@ -121,22 +129,43 @@ class Subscriber:
         self._transport.write(data)
         return b""
 
-    async def serve(self) -> NoReturn:
-        """Empty the queue whenever the reader makes room, until cancelled: when the connection is gone."""
-        while True:
+    async def serve(self) -> int:
+        """Empty the queue whenever the reader makes room, until the subscriber has fallen behind.
+
+        The position after which to go on. Cancelled when the connection is gone.
+        """
+        while self._behind_after is None:
             await self._full
+            await self.flush()
+        after, self._behind_after = self._behind_after, None
+        return after
+
+    async def flush(self) -> None:
+        """Write all that waits, at the reader's pace. Does not return once the stream is to end."""
+        while self._queue or self._flow.writing_paused:
             await self._drain()
             self._progress_at = asyncio.get_running_loop().time()
             while self._queue and not self._flow.writing_paused:
                 if rest := self._write(self._next_piece()):
                     self._queue.appendleft(rest)
-                    self._queued_bytes += len(rest)
-            if not self._queue and not self._flow.writing_paused:
-                if self.end_reason is not None:
-                    self._close()
-                self._full = asyncio.get_running_loop().create_future()
-            if self._queued_bytes <= self._buffer_limit:
+                    self.queued_bytes += len(rest)
+            if self.queued_bytes <= self._buffer_limit:
                 self._over_since = math.inf
+        if self.end_reason is not None:
+            self._close()
+            await self.gone()
+        if self._full.done():
+            self._full = asyncio.get_running_loop().create_future()
+
+    async def gone(self) -> NoReturn:
+        """Wait for the end of the connection, at which the task that serves it is cancelled."""
+        while True:
+            await asyncio.get_running_loop().create_future()
+
+    def fall_behind(self, after: int) -> None:
+        """Nothing more is sent: serve() ends with that position once what waits is written."""
+        self._behind_after = after
+        self._over_since = math.inf
 
     def _next_piece(self) -> bytes | memoryview:
         """The next of what is queued: a large piece, or small ones joined."""
@@ -145,7 +174,7 @@ class Subscriber:
         while self._queue and size + len(self._queue[0]) <= _MAX_WRITE:
             pieces.append(self._queue.popleft())
             size += len(pieces[-1])
-        self._queued_bytes -= size
+        self.queued_bytes -= size
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def has_stalled(self, now: float, timeout: float) -> bool:
@@ -176,7 +205,7 @@ class Subscriber:
         """End the stream at once, and free what waits for it, in the kernel too."""
         self.end_reason = reason
         self._queue.clear()
-        self._queued_bytes = 0
+        self.queued_bytes = 0
         reset_on_close(self._transport.get_extra_info("socket"))
         self._transport.abort()
 

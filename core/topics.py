@@ -3,6 +3,7 @@
 Both are percent-decoded as UTF-8 before anything else, so that `/` and `,` separate in either spelling.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -21,11 +22,24 @@ class PublishPath(NamedTuple):
     topics: tuple[str, ...]  # as published, repeats included, without the leading `private`
     private: bool
     text: str  # pubsub_path: "/" and the topics, the leading `private` included
+    all_topics: frozenset[str]  # what subscriptions and rules look at; a private event's hold `private`
 
-    @property
-    def all_topics(self) -> frozenset[str]:
-        """What subscriptions and rules about topics look at: a private event also has the topic `private`."""
-        return frozenset(self.topics) | {PRIVATE} if self.private else frozenset(self.topics)
+
+def publish_path(path: str) -> PublishPath:
+    """A decoded path without commas, read as the topics of an event."""
+    parts = _split(path)
+    private = parts[:1] == [PRIVATE]
+    topics = tuple(parts[1:] if private else parts)
+    return PublishPath(topics, private, "/" + "/".join(parts), frozenset(parts))
+
+
+# the same, as one object for all events of a path; not too many, as a path may have 8 KB
+shared_path = lru_cache(1024)(publish_path)
+
+
+def meets(subscription: Subscription, topics: frozenset[str]) -> bool:
+    """Whether a subscription wants an event with these topics. core.registry asks many at once."""
+    return any(batch <= topics for batch in subscription)
 
 
 def _decode(raw_path: str) -> str:
@@ -46,9 +60,7 @@ def parse_publish_path(raw_path: str) -> PublishPath:
     path = _decode(raw_path)
     if "," in path:
         raise Refused(400, "a path to publish on has no comma (commas separate what a subscriber asks for)")
-    parts = _split(path)
-    private = parts[:1] == [PRIVATE]
-    return PublishPath(tuple(parts[1:] if private else parts), private, "/" + "/".join(parts))
+    return publish_path(path)
 
 
 def parse_subscription(raw_path: str) -> Subscription:

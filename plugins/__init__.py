@@ -1,11 +1,33 @@
-"""Plugins: what hangs off the server object. None is there yet.
+"""Plugins: what hangs off the server object. Each is loaded only if its section of pypubsub.yaml asks for it.
 
-Each plugin will own one section of pypubsub.yaml. Until it is there, its section is accepted, so that the
-configuration of a PyPubSub 0.7 works unchanged, and is reported at the start as having no effect.
+A plugin is one module, or one with parts of its own: backlog.py, which keeps events in memory, and beside it
+
+    backlog_storage  the same with a file: what is stored when, and what is read from where
+    backlog_file     that file, an SQLite database
+    backlog_import   the file of PyPubSub 0.7, turned into such a one
 """
 
+from pathlib import Path
+
+from core.settings import ServerConfig
+from core.store import Deliver, Store, Unstored
+
+# sections of plugins that are not there yet: accepted, so that the configuration of a PyPubSub 0.7 works
+# unchanged, and reported at the start as having no effect
 SECTIONS_WITHOUT_EFFECT = (
-    ("server", "backlog"),
     ("clients", "ldap"),
     ("sqs",),
 )
+
+
+def store_for(server: ServerConfig, deliver: Deliver) -> Store:
+    """The store that server.backlog asks for. deliver: puts an event on its way to the subscribers."""
+    if not server.backlog.size:
+        return Unstored(deliver)
+    if server.backlog.storage:
+        from plugins.backlog_storage import StoredBacklog  # noqa: PLC0415 (and SQLite with it)
+
+        return StoredBacklog(server, Path(server.backlog.storage), deliver)
+    from plugins.backlog import Backlog  # noqa: PLC0415
+
+    return Backlog(server.backlog, deliver)

@@ -52,7 +52,7 @@ def test_a_cursor_is_a_uuid_version_7_of_its_time() -> None:
     stamps = clocks.stamps()
     clocks.monotonic_ns += 7
     clocks.wall_ns = START_NS + 5_000_000_000
-    cursor, timestamp = stamps.next()
+    _, cursor, timestamp = stamps.next()
     parsed = uuid.UUID(cursor)
     assert re.fullmatch(r"[0-9a-f-]{36}", cursor)
     assert (parsed.version, parsed.variant) == (7, uuid.RFC_4122)

@@ -3,7 +3,7 @@
 import pytest
 
 from core.errors import Refused
-from core.idempotency import Answers, Scope, check_key
+from core.idempotency import Answers, Ask, ask_again
 
 
 class Clock:
@@ -17,49 +17,68 @@ class Clock:
         return self.now
 
 
-def scope(key: str) -> Scope:
+def ask(key: str, body: bytes = b"body") -> Ask:
     """A key of one publisher on one path."""
-    return Scope("127.0.0.1", "/a", key)
+    return ask_again("127.0.0.1", "/a", key, body)
 
 
 def test_an_answer_is_forgotten_after_the_window() -> None:
     """Not before; the key can then be used for another body."""
     clock = Clock()
     answers: Answers[int] = Answers(window=10, clock=clock)
-    answers.remember(scope("k"), b"body", 1)
+    answers.remember(ask("k"), 1)
     clock.now += 9.9
-    assert answers.find(scope("k"), b"body") == 1
+    assert answers.find(ask("k")) == 1
     clock.now += 0.2
-    assert answers.find(scope("k"), b"other body") is None
+    assert answers.find(ask("k", b"other body")) is None
 
 
 def test_the_oldest_answers_give_way() -> None:
     """Memory is bounded by a number of answers."""
     answers: Answers[int] = Answers(window=10, limit=3, clock=Clock())
     for n in range(5):
-        answers.remember(scope(str(n)), b"", n)
-    assert [answers.find(scope(str(n)), b"") for n in range(5)] == [None, None, 2, 3, 4]
+        answers.remember(ask(str(n)), n)
+    assert [answers.find(ask(str(n))) for n in range(5)] == [None, None, 2, 3, 4]
 
 
 def test_a_window_of_nothing_remembers_nothing() -> None:
     """idempotency_window: 0."""
     answers: Answers[int] = Answers(window=0, clock=Clock())
-    answers.remember(scope("k"), b"", 1)
-    assert answers.find(scope("k"), b"") is None
+    answers.remember(ask("k"), 1)
+    assert answers.find(ask("k")) is None
 
 
 def test_a_key_belongs_to_a_publisher_and_a_path() -> None:
     """The same key elsewhere is another one."""
     answers: Answers[int] = Answers(window=10, clock=Clock())
-    answers.remember(Scope("127.0.0.1", "/a", "k"), b"", 1)
-    assert answers.find(Scope("127.0.0.2", "/a", "k"), b"") is None
-    assert answers.find(Scope("127.0.0.1", "/b", "k"), b"other") is None
+    answers.remember(ask("k"), 1)
+    assert answers.find(ask_again("127.0.0.2", "/a", "k", b"body")) is None
+    assert answers.find(ask_again("127.0.0.1", "/b", "k", b"other")) is None
     with pytest.raises(Refused) as refused:
-        answers.find(Scope("127.0.0.1", "/a", "k"), b"other")
+        answers.find(ask("k", b"other"))
     assert refused.value.status == 422
 
 
 @pytest.mark.parametrize("key", ["x", "!", "~" * 255, '"a,b;c=d"'])
 def test_visible_ascii_is_a_key(key: str) -> None:
     """1 to 255 characters of it."""
-    assert check_key(key) == key
+    assert ask(key) == ask(key)
+
+
+def test_a_refusal_is_not_remembered() -> None:
+    """The key can be used again, for another body too."""
+    answers: Answers[int] = Answers(window=10, clock=Clock())
+    answers.remember(ask("k"), 1)
+    answers.forget(ask("k"))
+    assert answers.find(ask("k", b"other")) is None
+
+
+def test_an_answer_of_an_earlier_life_is_as_old_as_it_is() -> None:
+    """What is left of the window counts."""
+    clock = Clock()
+    answers: Answers[int] = Answers(window=10, clock=clock)
+    answers.remember(ask("k"), 1, age=7)
+    clock.now += 2.9
+    assert answers.find(ask("k")) == 1
+    clock.now += 0.2
+    assert answers.find(ask("k")) is None

@@ -257,7 +257,8 @@ def test_configuration_reference_is_complete() -> None:
     assert sorted(described) == sorted(key_paths(Config))
     required = {path for path, default in described.items() if default == "required"}
     assert required == {"server.tls.cert", "server.tls.key"}
-    content: dict[str, Any] = {"server": {"tls": {"cert": "cert.pem", "key": "key.pem"}}, "clients": {}}
+    tls = {"cert": "cert.pem", "key": "key.pem"}
+    content: dict[str, Any] = {"server": {"tls": tls, "backlog": {}}, "clients": {}}
     without = build(Config, content, Path("without the defaults"))
     for path in described.keys() - required:
         *above, key = path.split(".")

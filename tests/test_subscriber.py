@@ -93,13 +93,20 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
+def write(subscriber: Subscriber, data: bytes) -> None:
+    """Send as the fan-out does where there is no backlog."""
+    subscriber.send(data)
+    if reason := subscriber.overflow():
+        subscriber.drop(reason)
+
+
 async def test_what_fits_goes_straight_to_the_socket() -> None:
     """One write for each piece, in the turn in which it is sent."""
     transport = Transport()
     async with serving(transport, limit=100) as subscriber:
         transport.take(100)
-        subscriber.send(b"a" * 40)
-        subscriber.send(b"b" * 40)
+        write(subscriber, b"a" * 40)
+        write(subscriber, b"b" * 40)
         assert transport.taken == b"a" * 40 + b"b" * 40
         assert transport.writes == [40, 40]
 
@@ -111,7 +118,7 @@ async def test_what_has_been_read_no_longer_counts() -> None:
         sent = b""
         for n in range(50):
             piece = b"%050d" % n
-            subscriber.send(piece)
+            write(subscriber, piece)
             sent += piece
             transport.take(50 if n else 0)
             await turns()
@@ -126,13 +133,13 @@ async def test_more_than_the_limit_drops_the_subscriber(monkeypatch: pytest.Monk
     monkeypatch.setattr(subscriber_module, "_GRACE", 0)
     transport = Transport()
     async with serving(transport, limit=100) as subscriber:
-        subscriber.send(b"a" * 60)  # in the transport
-        subscriber.send(b"b" * 40)
+        write(subscriber, b"a" * 60)  # in the transport
+        write(subscriber, b"b" * 40)
         assert not transport.aborted
-        subscriber.send(b"c")
+        write(subscriber, b"c")
         assert transport.aborted
         assert subscriber.end_reason == "too slow: 101 bytes waiting, the limit is 100"
-        subscriber.send(b"d")  # no effect any more
+        write(subscriber, b"d")  # no effect any more
         assert transport.writes == [60]
 
 
@@ -142,13 +149,13 @@ async def test_a_burst_is_not_held_against_a_reader_who_catches_up() -> None:
     async with serving(transport, limit=100) as subscriber:
         for _ in range(3):
             for _ in range(4):
-                subscriber.send(b"a" * 100)
+                write(subscriber, b"a" * 100)
             assert subscriber.end_reason is None
             transport.take(400)
             await turns()
         for _ in range(4):
-            subscriber.send(b"a" * 100)
-        subscriber.send(b"b")
+            write(subscriber, b"a" * 100)
+        write(subscriber, b"b")
         assert subscriber.end_reason == "too slow: 401 bytes waiting, the limit is 100"
 
 
@@ -159,17 +166,17 @@ async def test_the_second_begins_when_the_limit_is_passed(monkeypatch: pytest.Mo
     transport = Transport()
     async with serving(transport, limit=100) as subscriber:
         for _ in range(2):  # one waits in the transport, one in the queue
-            subscriber.send(b"a" * 60)
+            write(subscriber, b"a" * 60)
         now = 0.5
         transport.take(120)
         await turns()
         for _ in range(2):
-            subscriber.send(b"b" * 60)
+            write(subscriber, b"b" * 60)
         now = 1.4
-        subscriber.send(b"c")
+        write(subscriber, b"c")
         assert subscriber.end_reason is None
         now = 1.5
-        subscriber.send(b"d")
+        write(subscriber, b"d")
         assert subscriber.end_reason == "too slow: 122 bytes waiting, the limit is 100"
 
 
@@ -177,7 +184,7 @@ async def test_a_large_piece_is_cut_and_waits_uncopied() -> None:
     """Only one cut at a time is given to the transport, which keeps a copy of what is not taken."""
     transport = Transport()
     async with serving(transport, limit=2**20) as subscriber:
-        subscriber.send(b"a" * 400_000)
+        write(subscriber, b"a" * 400_000)
         await turns()
         assert transport.writes == [131_072]
         transport.take(131_072)
@@ -193,11 +200,11 @@ async def test_small_pieces_that_wait_are_joined() -> None:
     transport = Transport()
     async with serving(transport, limit=2**20) as subscriber:
         for n in range(100):
-            subscriber.send(b"%03d" % n)
+            write(subscriber, b"%03d" % n)
         transport.take(3)
         await turns()
         assert transport.writes == [3, 297]
-        subscriber.send(b"end")
+        write(subscriber, b"end")
         transport.take(1000)
         await turns()
         assert transport.taken == b"".join(b"%03d" % n for n in range(100)) + b"end"
@@ -209,7 +216,7 @@ async def test_finishing_closes_after_all_is_sent(waiting: bool) -> None:
     transport = Transport()
     async with serving(transport, limit=100) as subscriber:
         transport.take(0 if waiting else 3)
-        subscriber.send(b"abc")
+        write(subscriber, b"abc")
         subscriber.finish("the end")
         assert transport.closed is not waiting
         transport.take(3)

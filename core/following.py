@@ -1,0 +1,100 @@
+"""A subscriber's way from its place in the backlog to the live events, and back whenever it falls behind.
+
+The backlog is read page by page, each once the reader has taken the one before, so a slow reader costs no
+memory and nobody waits for it. The reader has caught up when its place is the last event delivered: in that
+same turn of the event loop it joins the fan-out, so that each event comes once.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import NoReturn
+
+from core.fanout import Fanout
+from core.replay import Placement
+from core.store import EventsGoneError, Page, Store, StoreError
+from core.subscriber import Subscriber
+from core.topics import PublishPath
+
+_MOST_PATHS = 10_000  # whose answer is remembered
+
+
+class Follower:
+    """Serves one subscriber. ping_line: makes a ping; ping_interval: seconds."""
+
+    def __init__(
+        self,
+        subscriber: Subscriber,
+        fanout: Fanout,
+        store: Store,
+        ping_line: Callable[[], bytes],
+        ping_interval: float,
+    ) -> None:
+        self._subscriber = subscriber
+        self._fanout = fanout
+        self._store = store
+        self._ping_line = ping_line
+        self._ping_interval = ping_interval
+        self._private = False  # nobody can be given the right to see private events yet
+        self._sees: dict[PublishPath, bool] = {}
+
+    async def follow(self, placement: Placement) -> NoReturn:
+        """From a place on, for as long as the connection lasts: cancelled when it is gone."""
+        position = placement.after
+        if not placement.whole:
+            position = await self._skip_what_is_gone(position)
+        await self._catch_up(position, pings=False)  # the first ping says that the replay is over
+        self._ping()
+        while True:
+            self._fanout.join(self._subscriber)
+            position = await self._subscriber.serve()
+            await self._catch_up(position, pings=True)
+
+    async def _skip_what_is_gone(self, position: int) -> int:
+        """Where to begin by now, for a reader who knows that something is missing."""
+        while True:
+            try:
+                page = await self._store.read(position, private=self._private)
+            except EventsGoneError as error:
+                position = error.position
+            except StoreError as error:
+                self._subscriber.drop(str(error))
+                await self._subscriber.gone()
+            else:
+                self._send(page)
+                await self._subscriber.flush()
+                return page.end
+
+    async def _catch_up(self, position: int, *, pings: bool) -> None:
+        """Send all events after a position. Nothing is awaited after the last look at where the end is."""
+        loop = asyncio.get_running_loop()
+        ping_due = loop.time() + self._ping_interval
+        while position < self._store.end:
+            try:
+                page = await self._store.read(position, private=self._private)
+            except (EventsGoneError, StoreError) as error:
+                self._subscriber.drop(str(error))
+                await self._subscriber.gone()
+            self._send(page)
+            position = page.end
+            if pings and loop.time() >= ping_due:  # there may be nothing else for this reader for a while
+                self._ping()
+                ping_due = loop.time() + self._ping_interval
+            await self._subscriber.flush()
+            await asyncio.sleep(0)  # others have their turn, however fast this one reads
+
+    def _send(self, page: Page) -> None:
+        if len(self._sees) > _MOST_PATHS:
+            self._sees.clear()
+        wire, sees, may_see = self._subscriber.wire, self._sees, self._subscriber.may_see
+        frames = []
+        for _, path, line in page.lines:
+            seen = sees.get(path)
+            if seen is None:
+                seen = sees[path] = may_see(path)
+            if seen:
+                frames.append(wire(line))
+        if frames:
+            self._subscriber.send(b"".join(frames))
+
+    def _ping(self) -> None:
+        self._subscriber.send(self._subscriber.wire(self._ping_line()))

@@ -1,0 +1,162 @@
+"""What becomes of published events: a store takes them, and decides when they go out.
+
+The server does not know whether events are kept in memory, in a file or not at all: it appends them, and the
+store delivers them in order once they are as safe as it can make them. A store that keeps them is also what
+subscribers read who were away, or have fallen behind.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from core.cursor import Mark, Stamp
+from core.event import Event
+from core.idempotency import Ask
+from core.recent import Line
+from core.replay import Placement, ReplayRequest
+
+Deliver = Callable[[Event], None]  # puts an event on its way to its subscribers
+PORTION = 200  # events that are stamped or delivered in one turn of the event loop
+PAGE_EVENTS = 1000
+PAGE_BYTES = 128 * 1024  # about, a page has at least one event
+
+
+class Accepted(NamedTuple):
+    """What a publisher is told, and told again for the same Idempotency-Key."""
+
+    last: Stamp
+    events: int  # how many
+
+
+class Remembered(NamedTuple):
+    """An answer that outlived a restart."""
+
+    ask: Ask
+    accepted: Accepted
+    age: float  # seconds
+
+
+class Page(NamedTuple):
+    """A part of the backlog: the lines between two positions."""
+
+    end: int  # position up to which it goes; there may be no line at it
+    lines: Sequence[Line]
+
+
+class EventsGoneError(Exception):
+    """What was to be read next has left the backlog. position: of the latest event that has."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__("what it needs next has left the backlog")
+        self.position = position
+
+
+class Store(Protocol):
+    """What the server and its subscribers ask of a store."""
+
+    keeps: bool  # events, for those who were away; False: the methods for readers are never called
+    durable: bool  # a batch is stored whole or not at all, and answers are remembered over a restart
+
+    @property
+    def end(self) -> int:
+        """The position of the last event that was delivered."""
+
+    async def start(self, now: Mark) -> Mark:
+        """Open what it needs. What stamps have to come after. Raises StartError.
+
+        now: a moment before every event to come.
+        """
+
+    def remembered(self) -> Sequence[Remembered]:
+        """The answers of an earlier life, the oldest first."""
+
+    async def run(self) -> None:
+        """What it does beside its answers, until cancelled."""
+
+    async def flush(self) -> None:
+        """Wait until everything appended is delivered or refused."""
+
+    async def stop(self) -> None:
+        """Undo start(), also one that failed half-way."""
+
+    def append(self, events: Sequence[Event], ask: Ask | None = None) -> asyncio.Future[Accepted]:
+        """Take events, at least one, in order. The future is done when they have been delivered.
+
+        Its exception is Refused(503) if they could not be stored; nothing was delivered then.
+        ask: remember the answer, together with the events.
+        """
+
+    async def settle(self, position: int) -> None:
+        """Wait until all that was appended has been delivered, or refused.
+
+        position: about to be handed out; no later life will give an event one below it.
+        """
+
+    async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:
+        """Where a subscriber begins to read, and what it is told. now: where live events begin.
+
+        private: whether it may see private events, so that those count which have left.
+        Raises Refused(503) if that cannot be found out.
+        """
+
+    async def read(self, after: int, *, private: bool) -> Page:
+        """What comes next: public events, and private ones if asked for. Does not suspend near the end.
+
+        Raises EventsGoneError, StoreError.
+        """
+
+
+class StoreError(Exception):
+    """The store cannot be read or written. One line."""
+
+
+class Unstored:
+    """A store that keeps nothing: events go out at once."""
+
+    keeps = False
+    durable = False
+    end = 0
+
+    def __init__(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+
+    async def start(self, now: Mark) -> Mark:
+        """There is nothing to open."""
+        return now
+
+    def remembered(self) -> Sequence[Remembered]:
+        """Nothing."""
+        return ()
+
+    async def run(self) -> None:
+        """There is nothing to do."""
+
+    async def flush(self) -> None:
+        """Nothing waits."""
+
+    async def stop(self) -> None:
+        """There is nothing to close."""
+
+    def append(self, events: Sequence[Event], ask: Ask | None = None) -> asyncio.Future[Accepted]:  # noqa: ARG002
+        """Deliver them."""
+        for event in events:
+            self._deliver(event)
+        return accepted(events)
+
+    async def settle(self, position: int) -> None:
+        """Nothing waits."""
+
+    async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:  # noqa: ARG002
+        """From now on."""
+        return Placement(now.position, "none" if asked else None)
+
+    async def read(self, after: int, *, private: bool) -> Page:  # noqa: ARG002
+        """Nothing is there."""
+        return Page(after, ())
+
+
+def accepted(events: Sequence[Event]) -> asyncio.Future[Accepted]:
+    """The future of events that have been delivered."""
+    future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+    future.set_result(Accepted(events[-1].stamp, len(events)))
+    return future

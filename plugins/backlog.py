@@ -1,0 +1,160 @@
+"""The backlog, in memory: the newest events, for subscribers who were away or have fallen behind.
+
+Public and private events are bounded apart, by number and by age, and each kind's memory of what has left is
+its own. So what a subscriber to public events gets, is told and no longer gets does not depend on private
+ones.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from core.cursor import Mark
+from core.event import Event
+from core.idempotency import Ask
+from core.recent import Recent
+from core.replay import Placement, Reach, ReplayRequest, judge_since, place_cursor
+from core.settings import BacklogConfig
+from core.store import (
+    PAGE_BYTES,
+    PAGE_EVENTS,
+    Accepted,
+    Deliver,
+    EventsGoneError,
+    Page,
+    Remembered,
+    accepted,
+)
+
+_PRUNINGS = 20  # by age, in max_age
+_PRUNING_PAUSES = (0.25, 60.0)  # seconds, the shortest and the longest
+
+
+class Kind:
+    """What is held of the public events, or of the private ones."""
+
+    def __init__(self) -> None:
+        self.recent = Recent()
+        self.lost: Mark | None = None  # the latest event that has left the backlog
+        self.in_memory_after = 0  # position: what the backlog holds from later on is in `recent`
+
+    def drop_oldest(self) -> Mark:
+        """Take the oldest event out of memory."""
+        oldest = self.recent.oldest
+        self.recent.drop_oldest()
+        self.in_memory_after = oldest.position
+        return oldest
+
+
+class Backlog:
+    """A store that keeps events in memory. clock: Unix seconds."""
+
+    keeps = True
+    durable = False
+
+    def __init__(
+        self, config: BacklogConfig, deliver: Deliver, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._config = config
+        self._deliver = deliver
+        self._clock = clock
+        self._public = Kind()
+        self._private = Kind()
+        self._began = Mark(0, 0.0)
+        self._from_the_start = False  # an earlier life, if there was one, left nothing behind
+        self._end = 0
+
+    @property
+    def end(self) -> int:
+        """The position of the last event that was delivered."""
+        return self._end
+
+    # A life
+
+    async def start(self, now: Mark) -> Mark:
+        """Begin to remember."""
+        self._began = now
+        return now
+
+    def remembered(self) -> Sequence[Remembered]:
+        """Nothing: answers are kept by the server, in memory."""
+        return ()
+
+    async def run(self) -> None:
+        """Let go of events that are too old, until cancelled."""
+        if self._config.max_age:
+            await self._prune_regularly()
+
+    async def _prune_regularly(self) -> None:
+        shortest, longest = _PRUNING_PAUSES
+        max_age = self._config.max_age or math.inf
+        while True:
+            await asyncio.sleep(min(max(max_age / _PRUNINGS, shortest), longest))
+            await self._prune_by_age(self._clock() - max_age)
+
+    async def _prune_by_age(self, before: float) -> None:
+        for kind in (self._public, self._private):
+            while kind.recent and kind.recent.oldest.timestamp < before:
+                kind.lost = kind.drop_oldest()
+
+    async def flush(self) -> None:
+        """Nothing waits."""
+
+    async def stop(self) -> None:
+        """There is nothing to close."""
+
+    # Writing
+
+    def append(self, events: Sequence[Event], ask: Ask | None = None) -> asyncio.Future[Accepted]:  # noqa: ARG002
+        """Keep events, and deliver them."""
+        for event in events:
+            self._keep(event)
+        return accepted(events)
+
+    def _keep(self, event: Event) -> None:
+        kind = self._private if event.path.private else self._public
+        kind.recent.add(event)
+        self._bound(kind)
+        self._end = event.stamp.position
+        self._deliver(event)
+
+    def _bound(self, kind: Kind) -> None:
+        while len(kind.recent) > self._config.size:
+            kind.lost = kind.drop_oldest()
+
+    # Reading
+
+    async def settle(self, position: int) -> None:
+        """Nothing waits."""
+
+    def _seen(self, private: bool) -> tuple[Kind, ...]:
+        return (self._public, self._private) if private else (self._public,)
+
+    async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:
+        """Where a subscriber begins to read, and what it is told."""
+        lost = max((kind.lost for kind in self._seen(private) if kind.lost), default=None)
+        reach = Reach(self._began, lost, self._from_the_start)
+        if asked is None:
+            return Placement(now.position, None)
+        if asked.cursor is not None:
+            return place_cursor(asked.cursor, reach, now.position)
+        since = asked.since or 0.0
+        first = await self._first_since(since, private)
+        return Placement(now.position if first is None else first - 1, judge_since(since, reach))
+
+    async def _first_since(self, timestamp: float, private: bool) -> int | None:
+        """The position of the first event at that time or later, None if there is none."""
+        found = (kind.recent.first_since(timestamp) for kind in self._seen(private))
+        return min((position for position in found if position is not None), default=None)
+
+    async def read(self, after: int, *, private: bool) -> Page:
+        """What comes next."""
+        kinds = self._seen(private)
+        gone = max(kind.lost.position if kind.lost else 0 for kind in kinds)
+        if after < gone:
+            raise EventsGoneError(gone)
+        found = [kind.recent.after(after, PAGE_EVENTS, PAGE_BYTES) for kind in kinds]
+        # a kind of which there is more may have an event right behind its page
+        end = min((lines[-1].position for lines, more in found if more), default=self._end)
+        return Page(end, sorted(line for lines, _ in found for line in lines if line.position <= end))

@@ -1,0 +1,376 @@
+"""The file of a durable backlog: an SQLite database. Blocking, so called in threads of their own.
+
+One thread writes, another reads; in WAL mode neither waits for the other. What comes together is committed
+together, and COMMIT returns once it is on the disk (synchronous=FULL).
+
+Events are filed by their position, public and private ones in a table each.
+"""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from core.cursor import TICKS_PER_SECOND, Mark, Stamp, position_at, position_of
+from core.errors import StartError
+from core.event import Event
+from core.idempotency import MAX_REMEMBERED, Ask
+from core.recent import Line
+from core.store import PAGE_BYTES, PAGE_EVENTS, Accepted, Remembered, StoreError
+from core.topics import shared_path
+
+_APPLICATION_ID = 0x50505362  # "PPSb", in the file's header
+_VERSION = 1
+_LOCK_TIMEOUT = 2.0  # seconds that a lock of another program is waited for
+_RESERVED_AHEAD = TICKS_PER_SECOND  # positions
+_PRUNED_AT_ONCE = 1000  # so that no commit waits for long
+KINDS = ("public", "private")
+
+_SCHEMA = """
+BEGIN IMMEDIATE;
+CREATE TABLE public (
+    position INTEGER PRIMARY KEY, timestamp REAL NOT NULL, path TEXT NOT NULL, line BLOB NOT NULL
+);
+CREATE TABLE private (
+    position INTEGER PRIMARY KEY, timestamp REAL NOT NULL, path TEXT NOT NULL, line BLOB NOT NULL
+);
+CREATE TABLE kinds (  -- how many events are held, and the latest that is not any more
+    kind TEXT PRIMARY KEY, held INTEGER NOT NULL, lost_position INTEGER NOT NULL, lost_timestamp REAL NOT NULL
+);
+INSERT INTO kinds VALUES ('public', 0, 0, 0), ('private', 0, 0, 0);
+CREATE TABLE life (  -- one row
+    began_position INTEGER NOT NULL, began_timestamp REAL NOT NULL, from_the_start INTEGER NOT NULL,
+    reserved INTEGER NOT NULL  -- no position above it has been given away
+);
+CREATE TABLE answers (
+    scope BLOB PRIMARY KEY, body BLOB NOT NULL, cursor TEXT NOT NULL, timestamp REAL NOT NULL,
+    events INTEGER NOT NULL, at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX answers_at ON answers (at);
+"""
+
+_NEXT = "SELECT position, path, line FROM {kind} WHERE position > :after AND position <= :upto"
+_FIRST_SINCE = """
+SELECT min(position) FROM (
+    SELECT position FROM {kind} WHERE position >= :from AND position <= :upto AND timestamp >= :timestamp
+    ORDER BY position LIMIT 1
+)
+"""
+
+
+class Write(NamedTuple):
+    """Events to be stored together, and the answer to be remembered with them."""
+
+    events: Sequence[Event]
+    ask: Ask | None
+    accepted: Accepted
+
+
+class Life(NamedTuple):
+    """What a file knows of itself."""
+
+    began: Mark
+    from_the_start: bool
+    last: Mark  # no later stamp has been given
+    end: int  # position of the last event
+
+
+class BacklogFile:
+    """An open file. size: events of each kind that are kept; window: seconds that answers are remembered.
+
+    Every method raises StoreError if the file cannot be read or written. After that the file is opened again,
+    so that all goes on once the cause is gone.
+    """
+
+    def __init__(self, path: Path, size: int, window: float) -> None:
+        self._path = path
+        self._size = size
+        self._window = window
+        self._writer: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None
+        self._inode = 0
+        self.reserved = 0  # position up to which positions may be given away
+        # by kind: the latest event that has left. It is known here before it is committed: a reader on whom
+        # events leave asks after it has read, and must not believe that it has got all
+        self.lost: dict[str, Mark] = {}
+
+    def open(self, now: Mark, *, from_the_start: bool) -> Life:
+        """Open the file, or make it: its memory begins now. Raises StartError.
+
+        from_the_start: whether, if it is made, nothing is known to have been published before.
+        """
+        try:
+            with contextlib.suppress(
+                FileExistsError
+            ):  # for the eyes of this user only: it holds private events
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
+            self._inode = self._path.stat().st_ino
+            with self._database_errors():
+                if self._is_empty():
+                    self._create(now, from_the_start)
+                return self._read_life()
+        except OSError as error:
+            raise StartError(f"server.backlog.storage: {self._path}: {error.strerror}") from error
+        except StoreError as error:
+            raise StartError(f"server.backlog.storage: {error}") from error
+
+    def _is_empty(self) -> bool:
+        connection = self._writing()
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        if tables and application_id != _APPLICATION_ID:
+            raise StartError(
+                f"server.backlog.storage: {self._path}: is a database, but no backlog: name a file of its own"
+            )
+        if version > _VERSION:
+            raise StartError(
+                f"server.backlog.storage: {self._path}: was written by a newer PyPubSub (format {version}, "
+                f"this one reads {_VERSION})"
+            )
+        return not tables
+
+    def _create(self, now: Mark, from_the_start: bool) -> None:
+        connection = self._writing()
+        connection.executescript(_SCHEMA)
+        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
+        connection.execute("INSERT INTO life VALUES (?, ?, ?, ?)", (*now, from_the_start, now.position))
+        connection.execute("COMMIT")
+
+    def _read_life(self) -> Life:
+        connection = self._writing()
+        row = connection.execute("SELECT * FROM life").fetchone()
+        last = [
+            connection.execute(
+                f"SELECT position, timestamp FROM {kind} ORDER BY position DESC LIMIT 1"  # noqa: S608
+            ).fetchone()
+            for kind in KINDS
+        ]
+        lost = connection.execute("SELECT kind, lost_position, lost_timestamp FROM kinds").fetchall()
+        if row is None or len(lost) != len(KINDS):
+            raise StoreError(f"{self._path}: is damaged: it lacks what it was made with")
+        began_position, began_timestamp, from_the_start, self.reserved = row
+        self.lost = {kind: Mark(position, timestamp) for kind, position, timestamp in lost if position}
+        events = [Mark(*mark) for mark in last if mark] + list(self.lost.values())
+        end = max((mark.position for mark in events), default=0)
+        timestamp = max((mark.timestamp for mark in events), default=0.0)
+        began, last_stamp = Mark(began_position, began_timestamp), Mark(max(self.reserved, end), timestamp)
+        return Life(began, bool(from_the_start), last_stamp, end)
+
+    def began_earlier(self, began: Mark) -> None:
+        """Say that the memory begins with events that were imported."""
+        with self._transaction() as connection:
+            connection.execute("UPDATE life SET began_position = ?, began_timestamp = ?", began)
+
+    # Writing
+
+    def store(self, writes: Sequence[Write], now: float) -> None:
+        """Store all of it, or nothing. What is pushed out by it leaves in the same transaction.
+
+        now: Unix seconds.
+        """
+        with self._transaction() as connection:
+            last = 0
+            lost: dict[str, Mark] = {}
+            for kind in KINDS:
+                private = kind == "private"
+                events = [
+                    event for write in writes for event in write.events if event.path.private == private
+                ]
+                if events:
+                    last = max(last, events[-1].stamp.position)
+                    _insert(connection, kind, events)
+                    lost |= self._push_out(connection, kind)
+            answers = [
+                (*ask, accepted.last.cursor, accepted.last.timestamp, accepted.events, now)
+                for _, ask, accepted in writes
+                if ask and self._window
+            ]
+            if answers:
+                connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", answers)
+            reserved = _reserve(connection, last)
+            self.lost = self.lost | lost
+        self.reserved = reserved
+
+    def reserve(self, position: int) -> None:
+        """Promise that no later life gives an event that position or one below it."""
+        with self._transaction() as connection:
+            reserved = _reserve(connection, position)
+        self.reserved = reserved
+
+    def push_out(self) -> None:
+        """Let go of what is more than `size`, which may be less than it was in an earlier life."""
+        with self._transaction() as connection:
+            for kind in KINDS:
+                self.lost = self.lost | self._push_out(connection, kind)
+
+    def _push_out(self, connection: sqlite3.Connection, kind: str) -> dict[str, Mark]:
+        (held,) = connection.execute("SELECT held FROM kinds WHERE kind = ?", (kind,)).fetchone()
+        if held <= self._size:
+            return {}
+        mark = connection.execute(
+            f"SELECT position, timestamp FROM {kind} ORDER BY position LIMIT 1 OFFSET ?",  # noqa: S608
+            (held - self._size - 1,),
+        ).fetchone()
+        return _forget(connection, kind, Mark(*mark))
+
+    def prune(self, before: float, now: float) -> bool:
+        """Let go of some of the events from before that time, and of old answers. Whether there are more.
+
+        before, now: Unix seconds.
+        """
+        more = False
+        lost: dict[str, Mark] = {}
+        with self._transaction() as connection:
+            for kind in KINDS:
+                count, position, timestamp = connection.execute(
+                    "SELECT count(*), max(position), max(timestamp) FROM ("  # noqa: S608
+                    f"SELECT position, timestamp FROM {kind} ORDER BY position LIMIT ?) WHERE timestamp < ?",
+                    (_PRUNED_AT_ONCE, before),
+                ).fetchone()
+                if count:
+                    lost |= _forget(connection, kind, Mark(position, timestamp))
+                    more = more or count == _PRUNED_AT_ONCE
+            connection.execute("DELETE FROM answers WHERE at < ?", (now - self._window,))
+            connection.execute(
+                "DELETE FROM answers WHERE at < (SELECT at FROM answers ORDER BY at DESC LIMIT 1 OFFSET ?)",
+                (MAX_REMEMBERED,),
+            )
+            self.lost = self.lost | lost
+        return more
+
+    def remembered(self, now: float) -> list[Remembered]:
+        """The answers that are still good, the oldest first. now: Unix seconds."""
+        with self._database_errors():
+            rows = self._writing().execute(
+                "SELECT scope, body, cursor, timestamp, events, at FROM answers WHERE at > ? ORDER BY at",
+                (now - self._window,),
+            )
+            return [
+                Remembered(
+                    Ask(scope, body),
+                    Accepted(Stamp(position_of(cursor) or 0, cursor, timestamp), events),
+                    max(0.0, now - at),
+                )
+                for scope, body, cursor, timestamp, events, at in rows
+            ]
+
+    # Reading
+
+    def read(self, after: int, upto: int, kinds: Sequence[str]) -> list[Line]:
+        """The next events of those kinds. Ask `lost` afterwards whether some of them may be missing."""
+        select = " UNION ALL ".join(_NEXT.format(kind=kind) for kind in kinds)
+        lines: list[Line] = []
+        size = 0
+        with self._reading() as connection:
+            rows = connection.execute(f"{select} ORDER BY position", {"after": after, "upto": upto})
+            for position, path, line in rows:
+                size += len(line)
+                if lines and (len(lines) == PAGE_EVENTS or size > PAGE_BYTES):
+                    break
+                lines.append(Line(position, shared_path(path), line))
+            rows.close()  # or the file's log could not be cut back
+        return lines
+
+    def first_since(self, timestamp: float, upto: int, kinds: Sequence[str]) -> int | None:
+        """The position of the first event of those kinds at that time or later."""
+        limits = {"from": position_at(timestamp), "upto": upto, "timestamp": timestamp}
+        with self._reading() as connection:
+            found = [
+                connection.execute(_FIRST_SINCE.format(kind=kind), limits).fetchone()[0] for kind in kinds
+            ]
+        return min((position for position in found if position is not None), default=None)
+
+    # The connections
+
+    def close_writer(self) -> None:
+        """Close the connection of the thread that writes."""
+        if self._writer:
+            self._writer.close()
+            self._writer = None
+
+    def close_reader(self) -> None:
+        """Close the connection of the thread that reads."""
+        if self._reader:
+            self._reader.close()
+            self._reader = None
+
+    def _writing(self) -> sqlite3.Connection:
+        if self._writer is None:
+            self._writer = self._connect()
+            self._writer.execute("PRAGMA journal_mode = WAL")
+            self._writer.execute("PRAGMA synchronous = FULL")
+        return self._writer
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._database_errors():
+            if self._reader is None:
+                self._reader = self._connect()
+            try:
+                yield self._reader
+            except sqlite3.Error:
+                self.close_reader()
+                raise
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?mode=rw",  # makes no file in the place of one that is gone
+            uri=True,
+            timeout=_LOCK_TIMEOUT,
+            isolation_level=None,
+        )
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._database_errors():
+            try:
+                if self._path.stat().st_ino != self._inode:
+                    raise StoreError(f"{self._path}: has been replaced by another file")
+            except OSError as error:
+                raise StoreError(f"{self._path}: {error.strerror}") from error
+            lost = self.lost
+            try:
+                connection = self._writing()
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                self.lost = lost
+                self.close_writer()  # rolls back; the next one opens the file anew
+                raise
+
+    @contextlib.contextmanager
+    def _database_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path}: {error}") from error
+
+
+def _insert(connection: sqlite3.Connection, kind: str, events: Sequence[Event]) -> None:
+    connection.executemany(
+        f"INSERT INTO {kind} VALUES (?, ?, ?, ?)",  # noqa: S608
+        [(event.stamp.position, event.stamp.timestamp, event.path.text, event.line) for event in events],
+    )
+    connection.execute("UPDATE kinds SET held = held + ? WHERE kind = ?", (len(events), kind))
+
+
+def _forget(connection: sqlite3.Connection, kind: str, mark: Mark) -> dict[str, Mark]:
+    """Let go of the events of a kind up to that one."""
+    count = connection.execute(f"DELETE FROM {kind} WHERE position <= ?", (mark.position,)).rowcount  # noqa: S608
+    connection.execute(
+        "UPDATE kinds SET held = held - ?, lost_position = ?, lost_timestamp = ? WHERE kind = ?",
+        (count, *mark, kind),
+    )
+    return {kind: mark}
+
+
+def _reserve(connection: sqlite3.Connection, position: int) -> int:
+    connection.execute("UPDATE life SET reserved = max(reserved, ?)", (position + _RESERVED_AHEAD,))
+    (reserved,) = connection.execute("SELECT reserved FROM life").fetchone()
+    assert isinstance(reserved, int)  # noqa: S101 (as the table has it)
+    return reserved

@@ -1,0 +1,139 @@
+"""The backlog file of PyPubSub 0.7, turned into one of this version at the first start.
+
+It holds a JSON object a line, oldest first:
+{"timestamp": float, "topics": [str], "json": payload, "private": bool}.
+The new file is written beside it and takes its place in one step once it is complete, so an import that was
+interrupted begins anew. The old one stays, under another name.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from core.cursor import TICKS_PER_SECOND, Mark, stamp_at
+from core.errors import Refused
+from core.event import Event, opening_of
+from core.store import Accepted
+from core.topics import publish_path
+from plugins.backlog_file import BacklogFile, Write
+
+log = logging.getLogger("pypubsub.backlog")
+
+_BATCH = 1000  # events of a transaction
+_SUFFIXES = ("", "-wal", "-shm", "-journal")  # of SQLite's files
+
+
+def is_old_backlog(path: Path) -> bool:
+    """Whether there is a file, and it begins as one of 0.7's does. Raises OSError."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(1) == b"{"
+
+
+def import_old_backlog(path: Path, size: int, max_line_size: int, now: Mark) -> None:
+    """Put a new backlog in the place of an old one. Raises OSError, StartError, StoreError.
+
+    size: events of each kind that are kept; now: a moment before every event to come.
+    """
+    new_path = path.with_name(f"{path.name}.importing")
+    for suffix in _SUFFIXES:  # what is left of an import that was interrupted
+        Path(f"{new_path}{suffix}").unlink(missing_ok=True)
+    new = BacklogFile(new_path, size, window=0)
+    new.open(now, from_the_start=False)
+    count = 0
+    batch: list[Event] = []
+    for event in _events(path, max_line_size, now):
+        if not count:
+            new.began_earlier(Mark(event.stamp.position - 1, event.stamp.timestamp))
+        count += 1
+        batch.append(event)
+        if len(batch) == _BATCH:
+            _store(new, batch)
+            batch = []
+    _store(new, batch)
+    new.close_writer()  # which moves all into the one file
+    kept = _keep(path)
+    new_path.replace(path)
+    _sync(path.parent)
+    log.info("%s: %d events imported from a backlog of PyPubSub 0.7, which is now %s", path, count, kept)
+
+
+def _store(new: BacklogFile, batch: list[Event]) -> None:
+    if batch:
+        new.store([Write(batch, None, Accepted(batch[-1].stamp, len(batch)))], now=0)
+
+
+def _events(path: Path, max_line_size: int, now: Mark) -> Iterator[Event]:
+    """The events of an old file, stamped in their order; what is none is reported with its line's number."""
+    position, timestamp = 0, 0.0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                at, event_path, payload = _read(line)
+                opening = opening_of(payload, publish_path(event_path), max_line_size)
+            except (Refused, ValueError, KeyError, TypeError, RecursionError) as error:
+                log.warning("%s: line %d skipped: %s", path, number, _reason(error))
+                continue
+            timestamp = min(max(timestamp, at), now.timestamp)  # never less than that of the event before
+            position = max(position + 1, int(timestamp * TICKS_PER_SECOND))
+            yield Event(publish_path(event_path), opening, stamp_at(position, timestamp))
+
+
+def _read(line: bytes) -> tuple[float, str, dict[str, Any]]:
+    """Timestamp, path and payload. Raises what json.loads raises, KeyError, TypeError, ValueError."""
+    entry = json.loads(line)
+    if not isinstance(entry, dict):
+        raise TypeError("no JSON object")
+    timestamp, topics, payload = entry["timestamp"], entry["topics"], entry["json"]
+    if isinstance(timestamp, bool) or not isinstance(timestamp, int | float) or not 0 <= timestamp < math.inf:
+        raise ValueError('"timestamp" is no time')
+    if not isinstance(topics, list) or not all(isinstance(topic, str) for topic in topics):
+        raise TypeError('"topics" is no list of texts')
+    if any("/" in topic or "," in topic for topic in topics):
+        raise ValueError("a topic with a / or a comma, which nobody could follow")
+    if not isinstance(payload, dict):
+        raise TypeError('"json" is no JSON object')
+    return timestamp, "/".join(["private", *topics] if entry["private"] else topics), payload
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON (cut short?): {error.msg} at column {error.colno}"
+    return "nested too deep" if isinstance(error, RecursionError) else str(error)
+
+
+def _keep(path: Path) -> Path:
+    """Give a file a second name, under which it stays. The name."""
+    number = 0
+    while True:
+        kept = path.with_name(f"{path.name}.0.7{f'.{number}' if number else ''}")
+        try:
+            os.link(path, kept)
+        except FileExistsError:
+            if kept.samefile(path):  # from an import that was interrupted at its very end
+                return kept
+            number += 1
+        except OSError:  # a file system without hard links
+            shutil.copy2(path, kept)
+            return kept
+        else:
+            return kept
+
+
+def _sync(directory: Path) -> None:
+    """Make names in a directory outlast a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

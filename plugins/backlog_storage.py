@@ -1,0 +1,247 @@
+"""The backlog in a file: events go out once they are on the disk, and any number of them can be read again.
+
+The newest events are in memory too, so that only those who come from further back make the file be read.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, NamedTuple, ParamSpec, TypeVar
+
+from core.cursor import Mark
+from core.errors import RETRY_AFTER, Refused, StartError
+from core.event import Event
+from core.idempotency import Ask
+from core.replay import Placement, ReplayRequest
+from core.settings import ServerConfig
+from core.store import PORTION, Accepted, Deliver, EventsGoneError, Page, Remembered, StoreError
+from plugins.backlog import Backlog, Kind
+from plugins.backlog_file import KINDS, BacklogFile, Write
+from plugins.backlog_import import import_old_backlog, is_old_backlog
+
+log = logging.getLogger("pypubsub.backlog")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Waiting(NamedTuple):
+    """Events that wait to be stored."""
+
+    write: Write
+    done: asyncio.Future[Accepted]
+
+
+class StoredBacklog(Backlog):
+    """A backlog that outlives the process."""
+
+    durable = True
+
+    def __init__(self, server: ServerConfig, path: Path, deliver: Deliver) -> None:
+        super().__init__(server.backlog, deliver)
+        self._path: Final = path
+        self._max_line_size = server.max_line_size
+        self._file = BacklogFile(path, server.backlog.size, server.idempotency_window)
+        self._lock: int | None = None  # open file
+        self._writing = ThreadPoolExecutor(1, "backlog writer")
+        self._reading = ThreadPoolExecutor(1, "backlog reader")
+        self._waiting: list[_Waiting] = []
+        self._anything_waits = asyncio.Event()
+        self._last: asyncio.Future[Accepted] | None = None  # of what was appended
+        self._reservation = asyncio.Lock()
+        self._failure = ""  # why the file could not be written lately
+        self._remembered: Sequence[Remembered] = ()
+
+    # A life
+
+    async def start(self, now: Mark) -> Mark:
+        """Open the file, which may be an old one that is imported, or begin a new one."""
+        return await self._in(self._writing, self._open, now)
+
+    def _open(self, now: Mark) -> Mark:
+        lock_path = Path(f"{self._path}-lock")
+        first_life = not lock_path.exists()  # it stays when the file itself is taken away
+        self._lock = lock(lock_path)
+        try:
+            if is_old_backlog(self._path):
+                import_old_backlog(self._path, self._config.size, self._max_line_size, now)
+            life = self._file.open(now, from_the_start=first_life)
+            self._remembered = self._file.remembered(self._clock())
+        except OSError as error:
+            where = error.filename or self._path
+            raise StartError(f"server.backlog.storage: {where}: {error.strerror}") from error
+        except StoreError as error:
+            raise StartError(f"server.backlog.storage: {error}") from error
+        self._began, self._from_the_start, self._end = life.began, life.from_the_start, life.end
+        for kind in (self._public, self._private):
+            kind.in_memory_after = life.end
+        try:
+            self._file.push_out()
+        except StoreError as error:  # it can be read, at least
+            self._fail(error)
+        self._note_lost()
+        return life.last
+
+    def remembered(self) -> Sequence[Remembered]:
+        """The answers of an earlier life."""
+        return self._remembered
+
+    async def run(self) -> None:
+        """Store what waits, and let go of what is too old, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._write_groups(), name="write the backlog")
+            tasks.create_task(self._prune_regularly(), name="prune the backlog")
+
+    async def flush(self) -> None:
+        """Wait until everything appended is delivered or refused."""
+        while self._last and not self._last.done():
+            await asyncio.wait([self._last])
+
+    async def stop(self) -> None:
+        """Close the file."""
+        try:
+            await self._in(self._writing, self._file.close_writer)
+            await self._in(self._reading, self._file.close_reader)
+        finally:
+            self._writing.shutdown()
+            self._reading.shutdown()
+            if self._lock is not None:
+                os.close(self._lock)
+
+    async def _in(
+        self, thread: ThreadPoolExecutor, call: Callable[P, R], *arguments: P.args, **named: P.kwargs
+    ) -> R:
+        return await asyncio.get_running_loop().run_in_executor(thread, lambda: call(*arguments, **named))
+
+    # Writing
+
+    def append(self, events: Sequence[Event], ask: Ask | None = None) -> asyncio.Future[Accepted]:
+        """Have events stored, and then delivered."""
+        done: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        write = Write(events, ask, Accepted(events[-1].stamp, len(events)))
+        self._waiting.append(_Waiting(write, done))
+        self._anything_waits.set()
+        self._last = done
+        return done
+
+    async def _write_groups(self) -> None:
+        """Store in one transaction all that has come while the last one was written."""
+        while True:
+            await self._anything_waits.wait()
+            self._anything_waits.clear()
+            group, self._waiting = self._waiting, []
+            try:
+                await self._in(self._writing, self._file.store, [each.write for each in group], self._clock())
+            except StoreError as error:
+                self._fail(error)
+                self._refuse(group)
+            else:
+                self._recover()
+                self._note_lost()
+                await self._deliver_group(group)
+
+    def _refuse(self, group: Sequence[_Waiting]) -> None:
+        for waiting in group:
+            refused = Refused(503, "the event could not be stored: ask again", headers=RETRY_AFTER)
+            if not waiting.done.cancelled():
+                waiting.done.set_exception(refused)
+
+    async def _deliver_group(self, group: Sequence[_Waiting]) -> None:
+        in_this_turn = 0
+        for write, done in group:
+            for event in write.events:
+                self._keep(event)
+                in_this_turn += 1
+                if in_this_turn == PORTION:
+                    in_this_turn = 0
+                    await asyncio.sleep(0)  # subscribers take what they have got, requests have their turn
+            if not done.cancelled():
+                done.set_result(write.accepted)
+
+    def _bound(self, kind: Kind) -> None:
+        # half of the memory for each kind: how fast old public events are read does not tell of private ones
+        while kind.recent.held_bytes > self._config.memory // 2:
+            kind.drop_oldest()
+
+    async def _prune_by_age(self, before: float) -> None:
+        try:
+            while await self._in(self._writing, self._file.prune, before, self._clock()):
+                self._note_lost()
+        except StoreError as error:
+            self._fail(error)
+        self._note_lost()
+
+    def _note_lost(self) -> None:
+        for name, kind in zip(KINDS, (self._public, self._private), strict=True):
+            if lost := self._file.lost.get(name):
+                kind.lost = lost
+                while kind.recent and kind.recent.oldest.position <= lost.position:
+                    kind.drop_oldest()
+
+    def _fail(self, error: StoreError) -> None:
+        if not self._failure:
+            log.error("cannot write, publishers are refused until this is mended: %s", error)
+        self._failure = str(error)
+
+    def _recover(self) -> None:
+        if self._failure:
+            log.info("can write again: %s", self._path)
+        self._failure = ""
+
+    # Reading
+
+    async def settle(self, position: int) -> None:
+        """Wait until all that was appended has been delivered, and the position is safe from a later life."""
+        if self._last and not self._last.done():
+            await asyncio.wait([self._last])
+        if position <= self._file.reserved:
+            return
+        async with self._reservation:
+            # while nothing can be written, only a clock set back at a crash could give a position away twice
+            if position > self._file.reserved and not self._failure:
+                try:
+                    await self._in(self._writing, self._file.reserve, position)
+                except StoreError as error:
+                    self._fail(error)
+
+    async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:
+        """Where a subscriber begins to read, and what it is told."""
+        try:
+            return await super().place(asked, now, private=private)
+        except StoreError as error:
+            log.error("cannot read: %s", error)  # noqa: TRY400 (one line says it)
+            raise Refused(503, "the backlog cannot be read: ask again", headers=RETRY_AFTER) from error
+
+    async def _first_since(self, timestamp: float, private: bool) -> int | None:
+        kinds = KINDS if private else KINDS[:1]
+        return await self._in(self._reading, self._file.first_since, timestamp, self._end, kinds)
+
+    async def read(self, after: int, *, private: bool) -> Page:
+        """What comes next: from memory, or older events from the file."""
+        if all(after >= kind.in_memory_after for kind in self._seen(private)):
+            return await super().read(after, private=private)
+        upto = self._end  # what is stored beyond has not been delivered yet
+        kinds = KINDS if private else KINDS[:1]
+        lines = await self._in(self._reading, self._file.read, after, upto, kinds)
+        gone = max((mark.position for kind, mark in self._file.lost.items() if kind in kinds), default=0)
+        if after < gone:
+            raise EventsGoneError(gone)
+        return Page(lines[-1].position if lines else upto, lines)
+
+
+def lock(path: Path) -> int:
+    """Keep a second server off the file until the open file that is returned is closed. Raises StartError."""
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise StartError(f"server.backlog.storage: {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise StartError(f"server.backlog.storage: {path}: is in use by another PyPubSub") from error
+    return descriptor
