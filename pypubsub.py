@@ -564,7 +564,7 @@ class Server:
         )
         self._fanout.add(subscriber)
         follower = Follower(
-            subscriber, self._fanout, self._store, ping_line, self.config.server.ping_interval
+            subscriber, self._fanout, self._store, now.position, ping_line, self.config.server.ping_interval
         )
         since = time.monotonic()
         try:

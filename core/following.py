@@ -6,6 +6,7 @@ same turn of the event loop it joins the fan-out, so that each event comes once.
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -19,19 +20,25 @@ _MOST_PATHS = 10_000  # whose answer is remembered
 
 
 class Follower:
-    """Serves one subscriber. ping_line: makes a ping; ping_interval: seconds."""
+    """Serves one subscriber.
+
+    head: the position that its stream's head tells; what lies before it is replay, what comes after is live.
+    ping_line: makes a ping; ping_interval: seconds.
+    """
 
     def __init__(
         self,
         subscriber: Subscriber,
         fanout: Fanout,
         store: Store,
+        head: int,
         ping_line: Callable[[], bytes],
         ping_interval: float,
     ) -> None:
         self._subscriber = subscriber
         self._fanout = fanout
         self._store = store
+        self._replay_end: float = head  # infinite once the replay is over, which the first ping says
         self._ping_line = ping_line
         self._ping_interval = ping_interval
         self._private = False  # nobody can be given the right to see private events yet
@@ -42,59 +49,66 @@ class Follower:
         position = placement.after
         if not placement.whole:
             position = await self._skip_what_is_gone(position)
-        await self._catch_up(position, pings=False)  # the first ping says that the replay is over
-        self._ping()
         while True:
+            await self._catch_up(position)
             self._fanout.join(self._subscriber)
             position = await self._subscriber.serve()
-            await self._catch_up(position, pings=True)
 
     async def _skip_what_is_gone(self, position: int) -> int:
-        """Where to begin by now, for a reader who knows that something is missing."""
+        """Where to go on by now, for a reader who knows that something is missing."""
         while True:
             try:
-                page = await self._store.read(position, private=self._private)
+                return await self._send_page(position)
             except EventsGoneError as error:
                 position = error.position
-            except StoreError as error:
-                self._subscriber.drop(str(error))
-                await self._subscriber.gone()
-            else:
-                self._send(page)
-                await self._subscriber.flush()
-                return page.end
 
-    async def _catch_up(self, position: int, *, pings: bool) -> None:
+    async def _catch_up(self, position: int) -> None:
         """Send all events after a position. Nothing is awaited after the last look at where the end is."""
         loop = asyncio.get_running_loop()
         ping_due = loop.time() + self._ping_interval
         while position < self._store.end:
             try:
-                page = await self._store.read(position, private=self._private)
-            except (EventsGoneError, StoreError) as error:
-                self._subscriber.drop(str(error))
-                await self._subscriber.gone()
-            self._send(page)
-            position = page.end
-            if pings and loop.time() >= ping_due:  # there may be nothing else for this reader for a while
-                self._ping()
+                position = await self._send_page(position)
+            except EventsGoneError as error:
+                await self._give_up(error)
+            if self._replay_end == math.inf and loop.time() >= ping_due:  # there may be nothing else to send
+                self._subscriber.send(self._ping())
                 ping_due = loop.time() + self._ping_interval
-            await self._subscriber.flush()
             await asyncio.sleep(0)  # others have their turn, however fast this one reads
+        if self._replay_end < math.inf:
+            self._replay_end = math.inf
+            self._subscriber.send(self._ping())
 
-    def _send(self, page: Page) -> None:
+    async def _send_page(self, position: int) -> int:
+        """Send what comes next, at the reader's pace. The position after which to go on."""
+        try:
+            page = await self._store.read(position, private=self._private)
+        except StoreError as error:
+            await self._give_up(error)
+        if frames := self._frames(page):
+            self._subscriber.send(b"".join(frames))
+        await self._subscriber.flush()
+        return page.end
+
+    def _frames(self, page: Page) -> list[bytes]:
         if len(self._sees) > _MOST_PATHS:
             self._sees.clear()
         wire, sees, may_see = self._subscriber.wire, self._sees, self._subscriber.may_see
         frames = []
-        for _, path, line in page.lines:
+        for position, path, line in page.lines:
+            if position > self._replay_end:
+                self._replay_end = math.inf
+                frames.append(self._ping())
             seen = sees.get(path)
             if seen is None:
                 seen = sees[path] = may_see(path)
             if seen:
                 frames.append(wire(line))
-        if frames:
-            self._subscriber.send(b"".join(frames))
+        return frames
 
-    def _ping(self) -> None:
-        self._subscriber.send(self._subscriber.wire(self._ping_line()))
+    def _ping(self) -> bytes:
+        return self._subscriber.wire(self._ping_line())
+
+    async def _give_up(self, error: Exception) -> NoReturn:
+        self._subscriber.drop(str(error))
+        await self._subscriber.gone()

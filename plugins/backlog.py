@@ -88,12 +88,14 @@ class Backlog:
 
     async def _prune_regularly(self) -> None:
         shortest, longest = _PRUNING_PAUSES
-        max_age = self._config.max_age or math.inf
+        pause = min(max((self._config.max_age or math.inf) / _PRUNINGS, shortest), longest)
         while True:
-            await asyncio.sleep(min(max(max_age / _PRUNINGS, shortest), longest))
-            await self._prune_by_age(self._clock() - max_age)
+            await asyncio.sleep(pause)
+            await self.prune()
 
-    async def _prune_by_age(self, before: float) -> None:
+    async def prune(self) -> None:
+        """Let go of what is too old by now."""
+        before = self._clock() - self._config.max_age
         for kind in (self._public, self._private):
             while kind.recent and kind.recent.oldest.timestamp < before:
                 kind.lost = kind.drop_oldest()

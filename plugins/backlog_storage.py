@@ -6,7 +6,9 @@ The newest events are in memory too, so that only those who come from further ba
 import asyncio
 import fcntl
 import logging
+import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,8 +43,10 @@ class StoredBacklog(Backlog):
 
     durable = True
 
-    def __init__(self, server: ServerConfig, path: Path, deliver: Deliver) -> None:
-        super().__init__(server.backlog, deliver)
+    def __init__(
+        self, server: ServerConfig, path: Path, deliver: Deliver, clock: Callable[[], float] = time.time
+    ) -> None:
+        super().__init__(server.backlog, deliver, clock)
         self._path: Final = path
         self._max_line_size = server.max_line_size
         self._file = BacklogFile(path, server.backlog.size, server.idempotency_window)
@@ -167,9 +171,12 @@ class StoredBacklog(Backlog):
         while kind.recent.held_bytes > self._config.memory // 2:
             kind.drop_oldest()
 
-    async def _prune_by_age(self, before: float) -> None:
+    async def prune(self) -> None:
+        """Let go of what is too old by now, answers too."""
+        now = self._clock()
+        before = now - (self._config.max_age or math.inf)
         try:
-            while await self._in(self._writing, self._file.prune, before, self._clock()):
+            while await self._in(self._writing, self._file.prune, before, now):
                 self._note_lost()
         except StoreError as error:
             self._fail(error)

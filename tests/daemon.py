@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import json
 import os
 import queue
 import re
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +54,7 @@ class Daemon:
         self.acl_path = directory / "pypubsub_acl.yaml"
         self.config = merged(DEFAULT_CONFIG, config or {})
         self._files = files  # that it may open
+        self.environment: dict[str, str] = {}  # beside that of the tests
         self.port = 0  # the kernel's choice at the first start, kept for the next ones
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -83,6 +85,7 @@ class Daemon:
         self._process = subprocess.Popen(
             [*limit, sys.executable, "pypubsub.py", *options],
             cwd=ROOT,
+            env=os.environ | self.environment,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -154,6 +157,20 @@ class Daemon:
         """Publish."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return await self.request("PUT", path, payload, named)
+
+    async def put_all(self, path: str, payloads: Iterable[Any]) -> Answer:
+        """Publish several events in one request."""
+        lines = "".join(f"{json.dumps(payload)}\n" for payload in payloads)
+        answer = await self.put(path, lines.encode(), Content_Type="application/x-ndjson")
+        assert answer.status == 202, answer.text
+        return answer
+
+    async def replay(self, path: str, **headers: str) -> tuple[str | None, list[Any]]:
+        """What X-Replay says, and the "n" of each event that is replayed."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self.subscriber(path, named) as stream:
+            assert stream.status == 200, stream.raw_head
+            return stream.headers.get("X-Replay"), [event["n"] for event in await stream.replay()]
 
     def subscriber(self, path: str, headers: Mapping[str, str] | None = None, version: str = "1.1") -> Stream:
         """A stream, to be used in `async with`."""

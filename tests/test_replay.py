@@ -1,11 +1,12 @@
-"""What a subscriber asks to have sent again: every accepted form, and which of several wins."""
+"""What a subscriber asks to have sent again: every form, which of several wins, and what it is promised."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.cursor import Mark, stamp_at
 from core.errors import Refused
-from core.replay import ReplayRequest, replay_request
+from core.replay import Placement, Reach, ReplayRequest, judge_since, place_cursor, replay_request
 
 NOW = 1_795_489_256.25  # 2026-11-24T03:00:56.25Z
 CURSOR = "01a20b7f-d3af-74d1-a23e-780b7e8b7f37"
@@ -66,3 +67,55 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         else:
             assert asked is not None
             assert asked.since is None or asked.since >= -1
+
+
+BEGAN = Mark(1000, 100.0)
+LOST = Mark(2000, 200.0)
+END = 9000  # now
+IN_MEMORY, NEW_FILE = False, True  # whether nothing can have been published before it began
+
+
+@pytest.mark.parametrize(
+    ("asked", "lost", "expected"),
+    [
+        (3000, None, Placement(3000, "complete")),
+        (1000, None, Placement(1000, "complete")),
+        (999, None, Placement(0, "unknown")),  # from before the memory began: what is held is sent
+        (999, LOST, Placement(2000, "unknown")),
+        (1999, LOST, Placement(2000, "partial")),
+        (2000, LOST, Placement(2000, "complete")),  # the event that has left is the one it has seen
+        (9000, LOST, Placement(9000, "complete")),
+        (9001, LOST, Placement(9000, "unknown")),  # from the future: nothing
+        (OTHER, None, Placement(9000, "unknown")),  # of another kind: nothing
+    ],
+)
+def test_the_place_of_a_cursor(asked: int | str, lost: Mark | None, expected: Placement) -> None:
+    """It is found by order alone, whether or not the event is held or may be seen. asked: its position."""
+    cursor = asked if isinstance(asked, str) else stamp_at(asked, 0.0).cursor
+    assert place_cursor(cursor, Reach(BEGAN, lost, from_the_start=IN_MEMORY), END) == expected
+
+
+def test_a_cursor_in_capitals_is_the_same_place() -> None:
+    """As RFC 9562 section 4 has it for UUIDs."""
+    cursor = stamp_at(3000, 0.0).cursor.upper()
+    assert place_cursor(cursor, Reach(BEGAN, None, from_the_start=IN_MEMORY), END).after == 3000
+
+
+@pytest.mark.parametrize(
+    ("since", "lost", "start", "verdict"),
+    [
+        (150.0, None, IN_MEMORY, "complete"),
+        (100.0, None, IN_MEMORY, "complete"),
+        (99.9, None, IN_MEMORY, "partial"),
+        (99.9, None, NEW_FILE, "complete"),
+        (0.0, None, IN_MEMORY, "partial"),
+        (-1.0, None, NEW_FILE, "complete"),
+        (-1.0, LOST, NEW_FILE, "partial"),
+        (200.0, LOST, NEW_FILE, "partial"),  # the event that has left was of that very moment
+        (200.1, LOST, IN_MEMORY, "complete"),
+        (1e12, LOST, IN_MEMORY, "complete"),
+    ],
+)
+def test_the_verdict_on_a_time(since: float, lost: Mark | None, start: bool, verdict: str) -> None:
+    """Complete only if nothing of that time or later can be missing."""
+    assert judge_since(since, Reach(BEGAN, lost, from_the_start=start)) == verdict

@@ -75,6 +75,13 @@ class Stream:
             pass
         return value
 
+    async def replay(self) -> list[dict[str, Any]]:
+        """All events before the first ping."""
+        events = []
+        while (value := await self.object()).keys() != {"stillalive"}:
+            events.append(value)
+        return events
+
     async def rest(self) -> bytes:
         """Whatever else comes until the connection ends."""
         async with asyncio.timeout(TIMEOUT):

@@ -1,0 +1,226 @@
+"""A backlog in memory and one in a file give the same events, and tell the public nothing of private ones."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core import store as store_module
+from core.cursor import Mark, Stamps
+from core.event import Event
+from core.replay import Placement, ReplayRequest
+from core.settings import BacklogConfig, ServerConfig
+from core.store import EventsGoneError
+from core.topics import publish_path
+from plugins import backlog, backlog_file
+from plugins.backlog import Backlog
+from plugins.backlog_storage import StoredBacklog
+
+START_NS = 1_795_489_256_376_269_300
+BEGINNING = Mark(1, 0.0)
+
+
+class Clock:
+    """Nanoseconds, and seconds, set by hand."""
+
+    def __init__(self) -> None:
+        self.ns = START_NS
+
+    def __call__(self) -> int:
+        """The time."""
+        return self.ns
+
+    def seconds(self) -> float:
+        """The same in seconds."""
+        return self.ns / 1e9
+
+
+class Life:
+    """A store, and its publisher."""
+
+    def __init__(self, store: Backlog, clock: Clock) -> None:
+        self.store = store
+        self.clock = clock
+        self.stamps = Stamps(clock, clock)
+        self.delivered: list[Event] = []
+
+    async def publish(self, *paths: str) -> list[Event]:
+        """Publish an event on each path, in one batch."""
+        events = [Event(publish_path(path), '{"a": "x"', self.stamps.next()) for path in paths]
+        await self.store.append(events)
+        return events
+
+    async def read(self, after: int, *, private: bool) -> list[int]:
+        """The positions of all events after a position."""
+        found = []
+        while after < self.store.end:
+            page = await self.store.read(after, private=private)
+            found += [line.position for line in page.lines]
+            assert after < page.end
+            after = page.end
+        return found
+
+    async def ask(self, asked: ReplayRequest, *, private: bool) -> Placement:
+        """Where a subscriber would begin."""
+        stamp = self.stamps.next()
+        await self.store.settle(stamp.position)
+        return await self.store.place(asked, Mark(stamp.position, stamp.timestamp), private=private)
+
+
+@contextlib.asynccontextmanager
+async def living(
+    directory: str | None, size: int, max_age: float = 0, memory: int = 1000
+) -> AsyncIterator[Life]:
+    """A store in a file in that directory, or in memory."""
+    clock = Clock()
+    delivered: list[Event] = []
+    config = BacklogConfig(
+        size=size, max_age=max_age, storage=f"{directory}/backlog.db" if directory else None, memory=memory
+    )
+    store = (
+        StoredBacklog(
+            ServerConfig(backlog=config), Path(f"{directory}/backlog.db"), delivered.append, clock.seconds
+        )
+        if directory
+        else Backlog(config, delivered.append, clock.seconds)
+    )
+    life = Life(store, clock)
+    life.delivered = delivered
+    first = life.stamps.next()
+    life.stamps.go_on_after(await store.start(Mark(first.position, first.timestamp)))
+    running = asyncio.create_task(store.run())
+    try:
+        yield life
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+        await store.stop()
+
+
+BATCHES = st.lists(
+    st.lists(st.sampled_from(["/a", "/b/c", "/private/a", "/private", "/"]), min_size=1, max_size=5),
+    max_size=12,
+)
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+@given(BATCHES, st.integers(1, 8), st.sampled_from([1, 400, 100_000]), st.data())
+@settings(max_examples=40, deadline=None)
+def test_what_is_read_is_what_was_published(
+    in_file: bool, batches: list[list[str]], size: int, memory: int, data: st.DataObject
+) -> None:
+    """From any position, with private events and without; or it is said that something is gone."""
+
+    async def check() -> None:
+        with TemporaryDirectory() as directory:
+            async with living(directory if in_file else None, size, memory=memory) as life:
+                published = [event for paths in batches for event in await life.publish(*paths)]
+                assert life.delivered == published
+                for private in (False, True):
+                    await check_reading(life, published, size, private)
+
+    async def check_reading(life: Life, published: Sequence[Event], size: int, private: bool) -> None:
+        kinds = [
+            [e for e in published if e.path.private == kind]
+            for kind in ([False, True] if private else [False])
+        ]
+        held = sorted(event.stamp.position for kind in kinds for event in kind[-size:])
+        gone = max((kind[-size - 1].stamp.position for kind in kinds if len(kind) > size), default=0)
+        after = data.draw(st.sampled_from([0, gone, *(event.stamp.position for event in published)]))
+        if after < gone and after < life.store.end:
+            with pytest.raises(EventsGoneError) as error:
+                await life.read(after, private=private)
+            assert error.value.position == gone
+        else:
+            assert await life.read(after, private=private) == [
+                position for position in held if position > after
+            ]
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+async def test_pages_are_bounded(in_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a number of events, and by bytes: a page has at least one event."""
+    for module in (store_module, backlog, backlog_file):
+        monkeypatch.setattr(module, "PAGE_EVENTS", 3)
+    async with living(str(tmp_path) if in_file else None, 100) as life:
+        await life.publish(*["/a", "/private/a"] * 10)
+        page = await life.store.read(0, private=False)
+        assert len(page.lines) == 3
+        for module in (store_module, backlog, backlog_file):
+            monkeypatch.setattr(module, "PAGE_BYTES", 1)
+        page = await life.store.read(0, private=True)
+        assert len(page.lines) <= 2
+        assert page.lines
+        assert len(await life.read(0, private=False)) == 10
+        assert len(await life.read(0, private=True)) == 20
+
+
+class View(NamedTuple):
+    """All that a client without rights can get out of a store at a moment."""
+
+    placements: list[Placement]
+    lines: list[bytes]
+
+
+async def view(life: Life, moments: Sequence[float]) -> View:
+    """Ask for a replay since each moment, and read all that is held."""
+    placements = [await life.ask(ReplayRequest(since=moment), private=False) for moment in moments]
+    everything = await life.ask(ReplayRequest(since=-1), private=False)
+    try:
+        page = await life.store.read(everything.after, private=False)
+        lines = [line.line[: -len('-8cc6-f1b2ba5f9751"}\n')] for line in page.lines]  # but for what is random
+    except EventsGoneError as error:
+        lines = [b"gone: %d" % error.position]
+    return View([*placements, everything], lines)
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+async def test_the_public_sees_the_same_with_private_events_and_without(
+    in_file: bool, tmp_path: Path
+) -> None:
+    """The same history, with the same clock: bodies, order, positions, verdicts, and the time of pruning."""
+
+    async def history(private_events: int) -> list[View]:
+        views = []
+        async with living(mkdtemp(dir=tmp_path) if in_file else None, 5, max_age=20) as life:
+            moments = [life.clock.seconds()]
+            for second in range(40):
+                life.clock.ns = START_NS + second * 10**9
+                await life.publish("/a")
+                moments.append(life.clock.seconds())
+                for n in range(private_events):
+                    life.clock.ns += 10**6
+                    await life.publish("/private/a", f"/private/b/{n}")
+                if second > 20:
+                    life.clock.ns = START_NS + second * 10**9 + 5 * 10**8
+                    await life.store.prune()
+                life.clock.ns = START_NS + second * 10**9 + 9 * 10**8
+                views.append(await view(life, moments))
+        return views
+
+    without = await history(0)
+    assert await history(3) == without
+    assert await history(40) == without
+    assert {placement.verdict for seen in without for placement in seen.placements} >= {"partial", "complete"}
+
+
+async def test_private_events_are_replayed_to_those_who_may_see_them(tmp_path: Path) -> None:
+    """Their own loss is theirs to know: complete is not claimed for a private range that has left."""
+    for directory in (None, str(tmp_path)):
+        async with living(directory, 3) as life:
+            before = life.stamps.next()
+            await life.publish("/private/a", "/a")
+            await life.publish(*["/private/a"] * 3)
+            asked = ReplayRequest(cursor=before.cursor)
+            assert (await life.ask(asked, private=False)).verdict == "complete"
+            placement = await life.ask(asked, private=True)
+            assert placement.verdict == "partial"
+            assert len(await life.read(placement.after, private=True)) == 4
