@@ -134,7 +134,7 @@ class Config(Section):
         backlog = self.server.backlog
         if backlog.storage and not backlog.size:
             found.append("server.backlog.storage: has no effect while server.backlog.size is 0")
-        if "memory" in backlog.model_fields_set and not backlog.storage:
+        if backlog.memory != BacklogConfig().memory and not backlog.storage:
             found.append("server.backlog.memory: has no effect without server.backlog.storage")
         if not self.clients.payloaders:
             found.append("clients.payloaders: is empty, so nobody may publish")

@@ -2,7 +2,8 @@
 
 What is run is every line of an `sh` block that names 127.0.0.1:2069. A `text` block is what the commands of
 the block above it print; a `json` block is what the section's last stream shows next. Cursors, times and
-counts may differ. A section is a scenario of its own: its streams stay open until it ends.
+counts may differ. A section is a scenario of its own: its streams stay open until it ends. A `yaml` block
+is what its daemon is configured with.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ import yaml
 
 from core.config import Section, build
 from core.settings import Config
-from daemon import ROOT, Daemon
+from daemon import ROOT, Daemon, merged
 from wire import TIMEOUT
 
 README = (ROOT / "README.md").read_text()
@@ -191,6 +192,12 @@ def for_daemon(text: str, daemon: Daemon) -> str:
     return text.replace(ADDRESS, f"127.0.0.1:{daemon.port}").replace(PYTHON, sys.executable)
 
 
+def configuration(heading: str, directory: Path) -> dict[str, Any]:
+    """What a section configures; a file that it names is put into that directory."""
+    text = "\n".join(line for block in SECTIONS[heading] if block.language == "yaml" for line in block.lines)
+    return yaml.safe_load(re.sub(r"storage: (\S+)", rf"storage: {directory}/\1", text)) or {}
+
+
 def skip_without(program: str) -> None:
     """Skip a test whose program a user's machine may lack."""
     if shutil.which(program) is None:
@@ -198,12 +205,14 @@ def skip_without(program: str) -> None:
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
-async def test_commands_do_what_the_readme_says(heading: str, start_daemon: StartDaemon) -> None:
+async def test_commands_do_what_the_readme_says(
+    heading: str, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
     """The commands of a section print what the blocks below them hold."""
     for block in SECTIONS[heading]:
         for command in block.commands:
             skip_without(program_of(command))
-    daemon = start_daemon({"server": {"ping_interval": 0.5}})
+    daemon = start_daemon(merged({"server": {"ping_interval": 0.5}}, configuration(heading, tmp_path)))
     async with contextlib.AsyncExitStack() as running:
         scenario = Scenario(daemon, running)
         for block in SECTIONS[heading]:
@@ -283,13 +292,15 @@ def key_paths(model: type[Section], above: str = "") -> Iterator[str]:
 def test_files_of_the_layout_are_there() -> None:
     """The layout names every module of core, and no file that is not there; so do the links."""
     named = set(re.findall(r"^\| `([^`]+)` \|", README.partition("## Layout")[2], re.MULTILINE))
-    links = set(re.findall(r"\]\(([a-zA-Z_/.]+)(?:#\w+)?\)", README))
+    links = set(re.findall(r"\]\(([a-zA-Z_/.]+)(?:#[\w-]+)?\)", README))
     assert [name for name in named | links if not (ROOT / name).exists()] == []
-    modules = {f"core/{file.name}" for file in (ROOT / "core").glob("[!_]*.py")}
+    modules = {
+        f"{part}/{file.name}" for part in ("core", "plugins") for file in (ROOT / part).glob("[!_]*.py")
+    }
     assert modules <= named
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/protocol.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/protocol.md", "docs/backlog.md"])
 def test_contents_lead_to_every_part(name: str) -> None:
     """The list at the top has each heading of the second level below it, as GitHub names them."""
     before, _, after = (ROOT / name).read_text().partition("\n## ")
@@ -302,7 +313,10 @@ def test_contents_lead_to_every_part(name: str) -> None:
 
 def test_protocol_lists_every_status_of_a_refusal() -> None:
     """The table of refusals has each status that the code refuses with."""
-    code = "".join(file.read_text() for file in [ROOT / "pypubsub.py", *(ROOT / "core").glob("*.py")])
+    code = "".join(
+        file.read_text()
+        for file in [ROOT / "pypubsub.py", *(ROOT / "core").glob("*.py"), *(ROOT / "plugins").glob("*.py")]
+    )
     refused_with = set(re.findall(r"\bRefused\(\s*(\d{3})\b", code))
     table = (ROOT / "docs/protocol.md").read_text().partition("## Refusals")[2].partition("\n## ")[0]
     assert refused_with == set(re.findall(r"^\| (\d{3}) \|", table, re.MULTILINE))
