@@ -35,7 +35,7 @@ from core.cursor import Mark, Stamps
 from core.errors import RETRY_AFTER, ConfigError, Refused, StartError
 from core.event import Event, parse_ndjson, parse_payload
 from core.fanout import Fanout
-from core.following import Follower
+from core.following import Follower, Surroundings
 from core.framing import wire_form
 from core.idempotency import Answers, Ask, ask_again
 from core.replay import replay_request
@@ -137,6 +137,9 @@ class Server:
         self._fanout = Fanout(backlog=bool(config.server.backlog.size))
         self._store = store_for(config.server, self._fanout.deliver)
         self._stamps = Stamps()
+        self._surroundings = Surroundings(
+            self._fanout, self._store, asyncio.Lock(), ping_line, config.server.ping_interval
+        )
         self._stamping = asyncio.Lock()  # held while the stamps of a long batch are given, over several turns
         self._publishers = Networks(config.clients.payloaders)
         self._trusted_proxies = Networks(config.server.trusted_proxies)
@@ -563,12 +566,9 @@ class Server:
             self.config.server.subscriber_buffer,
         )
         self._fanout.add(subscriber)
-        follower = Follower(
-            subscriber, self._fanout, self._store, now.position, ping_line, self.config.server.ping_interval
-        )
         since = time.monotonic()
         try:
-            await follower.follow(placement)
+            await Follower(subscriber, now.position, self._surroundings).follow(placement)
         finally:
             self._fanout.remove(subscriber)
             if self._stop.is_set() and not self._fanout:

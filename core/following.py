@@ -8,7 +8,7 @@ same turn of the event loop it joins the fan-out, so that each event comes once.
 import asyncio
 import math
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from core.fanout import Fanout
 from core.replay import Placement
@@ -19,28 +19,26 @@ from core.topics import PublishPath
 _MOST_PATHS = 10_000  # whose answer is remembered
 
 
+class Surroundings(NamedTuple):
+    """What all subscribers of a server have in common."""
+
+    fanout: Fanout
+    store: Store
+    turn: asyncio.Lock  # to send a page: one in a turn of the loop, however many subscribers read the backlog
+    ping_line: Callable[[], bytes]  # makes a ping
+    ping_interval: float  # seconds
+
+
 class Follower:
     """Serves one subscriber.
 
     head: the position that its stream's head tells; what lies before it is replay, what comes after is live.
-    ping_line: makes a ping; ping_interval: seconds.
     """
 
-    def __init__(
-        self,
-        subscriber: Subscriber,
-        fanout: Fanout,
-        store: Store,
-        head: int,
-        ping_line: Callable[[], bytes],
-        ping_interval: float,
-    ) -> None:
+    def __init__(self, subscriber: Subscriber, head: int, surroundings: Surroundings) -> None:
         self._subscriber = subscriber
-        self._fanout = fanout
-        self._store = store
+        self._fanout, self._store, self._turn, self._ping_line, self._ping_interval = surroundings
         self._replay_end: float = head  # infinite once the replay is over, which the first ping says
-        self._ping_line = ping_line
-        self._ping_interval = ping_interval
         self._private = False  # nobody can be given the right to see private events yet
         self._sees: dict[PublishPath, bool] = {}
 
@@ -74,7 +72,6 @@ class Follower:
             if self._replay_end == math.inf and loop.time() >= ping_due:  # there may be nothing else to send
                 self._subscriber.send(self._ping())
                 ping_due = loop.time() + self._ping_interval
-            await asyncio.sleep(0)  # others have their turn, however fast this one reads
         if self._replay_end < math.inf:
             self._replay_end = math.inf
             self._subscriber.send(self._ping())
@@ -85,8 +82,10 @@ class Follower:
             page = await self._store.read(position, private=self._private)
         except StoreError as error:
             await self._give_up(error)
-        if frames := self._frames(page):
-            self._subscriber.send(b"".join(frames))
+        async with self._turn:
+            if frames := self._frames(page):
+                self._subscriber.send(b"".join(frames))
+            await asyncio.sleep(0)  # live events have their turn
         await self._subscriber.flush()
         return page.end
 

@@ -54,7 +54,6 @@ class EventsGoneError(Exception):
 class Store(Protocol):
     """What the server and its subscribers ask of a store."""
 
-    keeps: bool  # events, for those who were away; False: the methods for readers are never called
     durable: bool  # a batch is stored whole or not at all, and answers are remembered over a restart
 
     @property
@@ -113,7 +112,6 @@ class StoreError(Exception):
 class Unstored:
     """A store that keeps nothing: events go out at once."""
 
-    keeps = False
     durable = False
     end = 0
 

@@ -50,7 +50,6 @@ class Kind:
 class Backlog:
     """A store that keeps events in memory. clock: Unix seconds."""
 
-    keeps = True
     durable = False
 
     def __init__(

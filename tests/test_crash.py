@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,28 @@ async def test_every_event_acknowledged_or_seen_survives(
         replayed = await stream.replay()
     check(replayed, witness)
     assert len(witness.acknowledged) > ROUNDS
+
+
+async def test_an_answer_is_sent_after_the_write_is_forced_out(
+    start_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    """So that it survives a crash of the machine too: each 202 follows an fdatasync that has returned."""
+    daemon = start_daemon({"server": {"backlog": {"size": 10, "storage": str(tmp_path / "backlog.db")}}})
+    trace = tmp_path / "trace"
+    calls = "--trace=fsync,fdatasync,sendto,sendmsg,write,writev"
+    strace = await asyncio.create_subprocess_exec(
+        "strace", "-f", calls, "-s", "16", "-o", trace, "-p", str(daemon.pid), stderr=asyncio.subprocess.PIPE
+    )
+    assert strace.stderr is not None
+    assert b"attached" in await strace.stderr.readline()
+    for n in range(5):
+        assert (await daemon.put("/a", {"n": n})).status == 202
+    await asyncio.to_thread(daemon.stop)
+    await strace.communicate()
+    told = re.findall(r"sync(?:\(\d+| resumed>).* = 0|HTTP/1.1 202", trace.read_text())
+    answers = [place for place, call in enumerate(told) if "202" in call]
+    assert len(answers) == 5
+    assert all("sync" in told[place - 1] for place in answers)
 
 
 def check(replayed: list[dict[str, Any]], witness: Witness) -> None:

@@ -148,6 +148,26 @@ async def test_a_reader_that_stopped_goes_on_from_memory(start_daemon: StartDaem
 
 
 @pytest.mark.parametrize("store", STORES)
+async def test_all_that_is_held_can_be_asked_for_while_it_is_pushed_out(
+    store: str, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """Who is told that something is missing is not cut off because, a moment later, more of it is."""
+    config = backlog(store, tmp_path)
+    config["server"]["backlog"]["size"] = 5
+    daemon = start_daemon(config)
+    await daemon.put_all("/a", [{"n": n} for n in range(10)])
+    done = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(4):
+            tasks.create_task(publish_at_full_speed(daemon, done, []))
+        for _ in range(100):
+            async with daemon.subscriber("/a", {"X-Fetch-Since": "-1"}) as stream:
+                assert stream.headers["X-Replay"] == "partial"
+                await stream.replay()
+        done.set()
+
+
+@pytest.mark.parametrize("store", STORES)
 async def test_a_reader_is_cut_off_when_what_it_needs_has_left(
     store: str, start_daemon: StartDaemon, tmp_path: Path
 ) -> None:

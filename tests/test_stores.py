@@ -163,6 +163,18 @@ async def test_pages_are_bounded(in_file: bool, tmp_path: Path, monkeypatch: pyt
         assert len(await life.read(0, private=True)) == 20
 
 
+async def test_nothing_is_read_before_it_is_delivered(tmp_path: Path) -> None:
+    """A long batch is in the file at once, and delivered over several turns: who reads must not run ahead."""
+    async with living(str(tmp_path), 1000) as life:
+        publishing = asyncio.create_task(life.publish(*["/a"] * 600))
+        while not life.delivered:  # noqa: ASYNC110 (turn by turn)
+            await asyncio.sleep(0)
+        end = life.store.end
+        page = await life.store.read(0, private=False)
+        assert page.end == page.lines[-1].position == end
+        assert len(await publishing) == len(life.delivered) == 600
+
+
 class View(NamedTuple):
     """All that a client without rights can get out of a store at a moment."""
 
