@@ -95,7 +95,7 @@ def _object(body: bytes) -> dict[str, Any]:
         raise Refused(400, f"an integer of more than {MAX_INTEGER_DIGITS} digits") from None
     if not isinstance(value, dict):
         raise Refused(400, f"the payload must be a JSON object, got {_json_kind(value)}")
-    if _too_deep(value):
+    if too_deep(value):
         raise Refused(400, _TOO_DEEP)
     return value
 
@@ -103,7 +103,8 @@ def _object(body: bytes) -> dict[str, Any]:
 _TOO_DEEP = f"lists and objects nested more than {MAX_DEPTH} deep"
 
 
-def _too_deep(value: dict[str, Any]) -> bool:
+def too_deep(value: dict[str, Any]) -> bool:
+    """Whether there are more than MAX_DEPTH lists and objects within one another."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         inner = [part.values() if isinstance(part, dict) else part for part in level]

@@ -27,7 +27,7 @@ def store_for(server: ServerConfig, deliver: Deliver) -> Store:
     if server.backlog.storage:
         from plugins.backlog_storage import StoredBacklog  # noqa: PLC0415 (and SQLite with it)
 
-        return StoredBacklog(server, Path(server.backlog.storage), deliver)
+        return StoredBacklog(server, Path(server.backlog.storage).resolve(), deliver)
     from plugins.backlog import Backlog  # noqa: PLC0415
 
     return Backlog(server.backlog, deliver)

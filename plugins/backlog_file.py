@@ -9,6 +9,7 @@ Events are filed by their position, public and private ones in a table each.
 import contextlib
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,10 +32,12 @@ KINDS = ("public", "private")
 _SCHEMA = """
 BEGIN IMMEDIATE;
 CREATE TABLE public (
-    position INTEGER PRIMARY KEY, timestamp REAL NOT NULL, path TEXT NOT NULL, line BLOB NOT NULL
+    position INTEGER PRIMARY KEY, timestamp REAL NOT NULL, path TEXT NOT NULL, line BLOB NOT NULL,
+    crc INTEGER NOT NULL  -- zlib.crc32 of the line
 );
 CREATE TABLE private (
-    position INTEGER PRIMARY KEY, timestamp REAL NOT NULL, path TEXT NOT NULL, line BLOB NOT NULL
+    position INTEGER PRIMARY KEY, timestamp REAL NOT NULL, path TEXT NOT NULL, line BLOB NOT NULL,
+    crc INTEGER NOT NULL  -- zlib.crc32 of the line
 );
 CREATE TABLE kinds (  -- how many events are held, and the latest that is not any more
     kind TEXT PRIMARY KEY, held INTEGER NOT NULL, lost_position INTEGER NOT NULL, lost_timestamp REAL NOT NULL
@@ -51,7 +54,7 @@ CREATE TABLE answers (
 CREATE INDEX answers_at ON answers (at);
 """
 
-_NEXT = "SELECT position, path, line FROM {kind} WHERE position > :after AND position <= :upto"
+_NEXT = "SELECT position, path, line, crc FROM {kind} WHERE position > :after AND position <= :upto"
 _FIRST_SINCE = """
 SELECT min(position) FROM (
     SELECT position FROM {kind} WHERE position >= :from AND position <= :upto AND timestamp >= :timestamp
@@ -91,6 +94,7 @@ class BacklogFile:
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._inode = 0
+        self._wal_inode: int | None = None  # of the file beside it, once that is there
         self.reserved = 0  # position up to which positions may be given away
         # by kind: the latest event that has left. It is known here before it is committed: a reader on whom
         # events leave asks after it has read, and must not believe that it has got all
@@ -117,10 +121,11 @@ class BacklogFile:
             raise StartError(f"server.backlog.storage: {error}") from error
 
     def _is_empty(self) -> bool:
-        connection = self._writing()
-        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        # a connection of its own: _writing() would turn what may be another program's database to WAL mode
+        with contextlib.closing(self._connect()) as connection:
+            (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         if tables and application_id != _APPLICATION_ID:
             raise StartError(
                 f"server.backlog.storage: {self._path}: is a database, but no backlog: name a file of its own"
@@ -267,7 +272,9 @@ class BacklogFile:
         size = 0
         with self._reading() as connection:
             rows = connection.execute(f"{select} ORDER BY position", {"after": after, "upto": upto})
-            for position, path, line in rows:
+            for position, path, line, crc in rows:
+                if zlib.crc32(line) != crc:
+                    raise sqlite3.DatabaseError(f"the event at position {position} is damaged")
                 size += len(line)
                 if lines and (len(lines) == PAGE_EVENTS or size > PAGE_BYTES):
                     break
@@ -286,6 +293,23 @@ class BacklogFile:
 
     # The connections
 
+    def open_reader(self) -> None:
+        """Open the connection of the thread that reads.
+
+        While it is there, a writer that is closed after a failure is not the last to close, so SQLite's files
+        stay: on a full disk they could not be made again, and nothing could be read.
+        """
+        with self._reading() as connection:
+            connection.execute("SELECT began_position FROM life").fetchone()
+
+    def complete(self) -> None:
+        """Move all into the one file, so that it can be given another name."""
+        with self._database_errors():
+            (busy, _, _) = self._writing().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if busy:
+                raise StoreError(f"{self._path}: is in use by another program")
+        self.close_writer()
+
     def close_writer(self) -> None:
         """Close the connection of the thread that writes."""
         if self._writer:
@@ -303,11 +327,13 @@ class BacklogFile:
             self._writer = self._connect()
             self._writer.execute("PRAGMA journal_mode = WAL")
             self._writer.execute("PRAGMA synchronous = FULL")
+            self._wal_inode = None
         return self._writer
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._database_errors():
+            self._check_in_place()
             if self._reader is None:
                 self._reader = self._connect()
             try:
@@ -327,21 +353,35 @@ class BacklogFile:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._database_errors():
-            try:
-                if self._path.stat().st_ino != self._inode:
-                    raise StoreError(f"{self._path}: has been replaced by another file")
-            except OSError as error:
-                raise StoreError(f"{self._path}: {error.strerror}") from error
+            self._check_in_place()
             lost = self.lost
             try:
                 connection = self._writing()
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
                 connection.execute("COMMIT")
+                if self._wal_inode is None:
+                    with contextlib.suppress(FileNotFoundError):
+                        self._wal_inode = Path(f"{self._path}-wal").stat().st_ino
             except BaseException:
                 self.lost = lost
                 self.close_writer()  # rolls back; the next one opens the file anew
                 raise
+
+    def _check_in_place(self) -> None:
+        """Raises StoreError if a later start would not find the files that are written and read here."""
+        wal = Path(f"{self._path}-wal")
+        try:
+            found = self._path.stat()
+            wal_inode = wal.stat().st_ino if self._wal_inode else None
+        except OSError as error:
+            raise StoreError(f"{error.filename}: {error.strerror}") from error
+        if found.st_ino != self._inode:
+            raise StoreError(f"{self._path}: has been replaced by another file")
+        if wal_inode != self._wal_inode:
+            raise StoreError(f"{wal}: has been replaced by another file")
+        if not found.st_size:
+            raise StoreError(f"{self._path}: has been emptied")
 
     @contextlib.contextmanager
     def _database_errors(self) -> Iterator[None]:
@@ -353,8 +393,11 @@ class BacklogFile:
 
 def _insert(connection: sqlite3.Connection, kind: str, events: Sequence[Event]) -> None:
     connection.executemany(
-        f"INSERT INTO {kind} VALUES (?, ?, ?, ?)",  # noqa: S608
-        [(event.stamp.position, event.stamp.timestamp, event.path.text, event.line) for event in events],
+        f"INSERT INTO {kind} VALUES (?, ?, ?, ?, ?)",  # noqa: S608
+        [
+            (event.stamp.position, event.stamp.timestamp, event.path.text, event.line, zlib.crc32(event.line))
+            for event in events
+        ],
     )
     connection.execute("UPDATE kinds SET held = held + ? WHERE kind = ?", (len(events), kind))
 

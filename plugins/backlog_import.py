@@ -6,18 +6,20 @@ The new file is written beside it and takes its place in one step once it is com
 interrupted begins anew. The old one stays, under another name.
 """
 
+import itertools
 import json
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from core.cursor import TICKS_PER_SECOND, Mark, stamp_at
-from core.errors import Refused
-from core.event import Event, opening_of
+from core.errors import Refused, StartError
+from core.event import MAX_DEPTH, Event, opening_of, too_deep
 from core.store import Accepted
 from core.topics import publish_path
 from plugins.backlog_file import BacklogFile, Write
@@ -25,15 +27,22 @@ from plugins.backlog_file import BacklogFile, Write
 log = logging.getLogger("pypubsub.backlog")
 
 _BATCH = 1000  # events of a transaction
+_HEAD = 64 * 1024  # bytes of a file by which it is told what it is
+_OF_0_7 = re.compile(rb'^\{"timestamp": ', re.MULTILINE)  # how its lines begin
 _SUFFIXES = ("", "-wal", "-shm", "-journal")  # of SQLite's files
 
 
 def is_old_backlog(path: Path) -> bool:
-    """Whether there is a file, and it begins as one of 0.7's does. Raises OSError."""
+    """Whether there is a file that may be one of 0.7's: with a line that begins an object. Raises OSError."""
     if not path.is_file():
         return False
+    head = _head(path)
+    return not head.startswith(b"SQLite format 3\0") and re.search(rb"^\s*\{", head, re.MULTILINE) is not None
+
+
+def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(1) == b"{"
+        return file.read(_HEAD)
 
 
 def import_old_backlog(path: Path, size: int, max_line_size: int, now: Mark) -> None:
@@ -42,31 +51,41 @@ def import_old_backlog(path: Path, size: int, max_line_size: int, now: Mark) -> 
     size: events of each kind that are kept; now: a moment before every event to come.
     """
     new_path = path.with_name(f"{path.name}.importing")
-    for suffix in _SUFFIXES:  # what is left of an import that was interrupted
-        Path(f"{new_path}{suffix}").unlink(missing_ok=True)
+    _remove(new_path)  # what is left of an import that was interrupted
     new = BacklogFile(new_path, size, window=0)
-    new.open(now, from_the_start=False)
-    count = 0
-    batch: list[Event] = []
-    for event in _events(path, max_line_size, now):
-        if not count:
-            new.began_earlier(Mark(event.stamp.position - 1, event.stamp.timestamp))
-        count += 1
-        batch.append(event)
-        if len(batch) == _BATCH:
-            _store(new, batch)
-            batch = []
-    _store(new, batch)
-    new.close_writer()  # which moves all into the one file
-    kept = _keep(path)
-    new_path.replace(path)
+    try:
+        new.open(now, from_the_start=False)
+        count = _fill(new, _events(path, max_line_size, now), path)
+        new.complete()
+        kept = _keep(path)
+        new_path.replace(path)
+    except BaseException:
+        new.close_writer()
+        _remove(new_path)
+        raise
     _sync(path.parent)
     log.info("%s: %d events imported from a backlog of PyPubSub 0.7, which is now %s", path, count, kept)
 
 
-def _store(new: BacklogFile, batch: list[Event]) -> None:
-    if batch:
+def _remove(path: Path) -> None:
+    for suffix in _SUFFIXES:
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+def _fill(new: BacklogFile, events: Iterator[Event], path: Path) -> int:
+    """Store events, which begin the file's memory. How many.
+
+    Raises StartError if there are none, and the old file does not look as if there ever had been.
+    """
+    count = 0
+    while batch := list(itertools.islice(events, _BATCH)):
+        if not count:
+            new.began_earlier(Mark(batch[0].stamp.position - 1, batch[0].stamp.timestamp))
+        count += len(batch)
         new.store([Write(batch, None, Accepted(batch[-1].stamp, len(batch)))], now=0)
+    if not count and not _OF_0_7.search(_head(path)):
+        raise StartError(f"server.backlog.storage: {path}: is no backlog: there is not one event in it")
+    return count
 
 
 def _events(path: Path, max_line_size: int, now: Mark) -> Iterator[Event]:
@@ -101,7 +120,9 @@ def _read(line: bytes) -> tuple[float, str, dict[str, Any]]:
         raise ValueError("a topic with a / or a comma, which nobody could follow")
     if not isinstance(payload, dict):
         raise TypeError('"json" is no JSON object')
-    return timestamp, "/".join(["private", *topics] if entry["private"] else topics), payload
+    if too_deep(payload):
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    return float(timestamp), "/".join(["private", *topics] if entry["private"] else topics), payload
 
 
 def _reason(error: Exception) -> str:

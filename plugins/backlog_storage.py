@@ -64,11 +64,17 @@ class StoredBacklog(Backlog):
 
     async def start(self, now: Mark) -> Mark:
         """Open the file, which may be an old one that is imported, or begin a new one."""
-        return await self._in(self._writing, self._open, now)
+        last = await self._in(self._writing, self._open, now)
+        try:
+            await self._in(self._reading, self._file.open_reader)
+        except StoreError as error:
+            raise StartError(f"server.backlog.storage: {error}") from error
+        return last
 
     def _open(self, now: Mark) -> Mark:
         lock_path = Path(f"{self._path}-lock")
-        first_life = not lock_path.exists()  # it stays when the file itself is taken away
+        # the lock stays when the file itself is taken away; an empty file may be what a crash of 0.7 has left
+        first_life = not lock_path.exists() and not self._path.exists()
         self._lock = lock(lock_path)
         try:
             if is_old_backlog(self._path):
