@@ -9,9 +9,6 @@ from enum import Enum, auto
 from types import TracebackType
 from typing import NamedTuple, Self
 
-HEAD = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.pypubsub-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-)
 PING = b'{"stillalive": 1588132959.6066568}\n'
 LAST_CHUNK = b"0\r\n\r\n"
 TIMEOUT = 20.0  # seconds; a guard, no test waits for it to pass
@@ -36,6 +33,15 @@ class Request(NamedTuple):
     path: str
     headers: dict[str, str]
     body: bytes
+
+
+def head(*headers: str) -> bytes:
+    """The head of a stream, with headers such as `X-Replay: none`."""
+    lines = ["HTTP/1.1 200 OK", "Content-Type: application/vnd.pypubsub-stream", "Transfer-Encoding: chunked"]
+    return "".join(f"{line}\r\n" for line in (*lines, *headers, "")).encode()
+
+
+HEAD = head()
 
 
 def chunk(content: bytes) -> bytes:

@@ -3,24 +3,28 @@
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import ssl
 import subprocess
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
+import aiohttp
 import pytest
 
 import demo
 from client import PublishError, listen, publish
 from daemon import Daemon
-from scripted import HEAD, LAST_CHUNK, PING, TIMEOUT, Do, Script, Scripted, answer, byte_by_byte, chunk
+from scripted import HEAD, LAST_CHUNK, PING, TIMEOUT, Do, Script, Scripted, answer, byte_by_byte, chunk, head
 
 CLIENTS = Path(__file__).parent.parent / "clients"
 
@@ -38,15 +42,6 @@ LANGUAGES = {
     "node": Language("node", CLIENTS / "nodejs" / "client.js", "-e"),
     "ruby": Language("ruby", CLIENTS / "ruby" / "client.rb", "-e"),
 }
-
-
-@pytest.fixture(params=LANGUAGES)
-def language(request: pytest.FixtureRequest) -> str:
-    """Each of the clients' languages whose program is there."""
-    name: str = request.param
-    if shutil.which(LANGUAGES[name].program) is None:
-        pytest.skip(f"{LANGUAGES[name].program} is not installed")
-    return name
 
 
 class Program:
@@ -98,6 +93,8 @@ class Runner:
     """Starts the client of a language, and ends what is still running after the test."""
 
     def __init__(self, language: str) -> None:
+        if shutil.which(LANGUAGES[language].program) is None:
+            pytest.skip(f"{LANGUAGES[language].program} is not installed")
         self.language = language
         self._programs: list[Program] = []
 
@@ -133,7 +130,12 @@ class Runner:
         self._programs.append(Program(process))
         return self._programs[-1]
 
-    async def stop(self) -> None:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """End all of them, and wait for that."""
         for program in self._programs:
             if program.process.returncode is None:
@@ -141,17 +143,37 @@ class Runner:
             await program.process.communicate()
 
 
-@pytest.fixture
-async def run(language: str) -> AsyncIterator[Runner]:
-    """Runs the client under test."""
-    runner = Runner(language)
-    yield runner
-    await runner.stop()
+@pytest.fixture(params=LANGUAGES)
+async def run(request: pytest.FixtureRequest) -> AsyncIterator[Runner]:
+    """Runs the client under test: each of them in turn."""
+    async with Runner(request.param) as runner:
+        yield runner
 
 
 def line(**event: Any) -> bytes:
     """An event as a server sends it."""
     return json.dumps(event).encode() + b"\n"
+
+
+def cursor(n: int) -> str:
+    """The cursor of event n."""
+    return f"{n:08x}-fa11-7000-8000-00000000ca11"
+
+
+def event(n: int) -> bytes:
+    """Event n as a server sends it, in its chunk."""
+    return chunk(line(n=n, pubsub_cursor=cursor(n)))
+
+
+def head_at(n: int) -> bytes:
+    """The head of a stream that began when event n was the last one."""
+    return head(f"X-Cursor: {cursor(n)}")
+
+
+async def asked(server: Scripted, count: int) -> list[str | None]:
+    """The cursors after which the first so many requests asked for events."""
+    requests = [await server.request(number) for number in range(count)]
+    return [request.headers.get("x-fetch-since-cursor") for request in requests]
 
 
 # Following
@@ -205,14 +227,17 @@ ENDINGS: dict[str, Script] = {
 
 
 async def test_however_a_stream_ends_the_client_comes_back(run: Runner) -> None:
-    """What came before the end is printed, half a line is not, and the events after it are."""
-    back = {name: [HEAD, chunk(line(after=name))] for name in ENDINGS}
+    """What came before the end is printed, half a line is not, and the events after it are. Each time it asks
+    for what follows the last event that it has printed, those without a cursor aside."""
+    back = {name: [HEAD, event(n)] for n, name in enumerate(ENDINGS)}
     async with Scripted(*(script for name in ENDINGS for script in (ENDINGS[name], back[name]))) as server:
         client = await run.follow(server.url)
-        for name, ending in ENDINGS.items():
+        for n, (name, ending) in enumerate(ENDINGS.items()):
             if ending[: len(BEFORE)] == BEFORE:
                 assert await client.event() == {"which": "before"}, f"the event before a stream ended {name}"
-            assert await client.event() == {"after": name}
+            assert await client.event() == json.loads(line(n=n, pubsub_cursor=cursor(n))), name
+        printed_before = [None, *map(cursor, range(len(ENDINGS) - 1))]
+        assert await asked(server, 2 * len(ENDINGS)) == [each for each in printed_before for _ in range(2)]
         assert all(request.path == "/" for request in server.requests)
         client.process.kill()
         assert not [text for text in await client.rest_of_complaints() if "nothing came" in text]
@@ -462,6 +487,275 @@ async def test_it_follows_over_tls_whom_it_can_trust(run: Runner, certificate: t
         assert await client.event() == {"n": 1}
 
 
+# Going on from where it was
+
+
+async def test_a_stream_is_resumed_from_its_head_once_the_first_ping_has_come(run: Runner) -> None:
+    """The ping says that everything up to the head has come. Events after it say more, other pings do not."""
+    scripts: dict[int | None, Script] = {  # each ends with the position given
+        None: [head_at(1), chunk(line(n=0))],
+        2: [head_at(2), chunk(PING)],
+        3: [head_at(3), chunk(line(n=0)), chunk(PING), chunk(line(n=0))],
+        5: [head_at(5), event(4), chunk(PING)],
+        7: [head_at(6), chunk(PING), event(7), chunk(PING)],
+        1: [head_at(8), chunk(PING), event(1)],  # the cursors of other servers are in no order
+    }
+    not_cursors = [line(pubsub_cursor=each) for each in (None, 7, "short", cursor(9) + "\n", "ü" * 36)]
+    no_change: list[Script] = [
+        [head_at(9), LAST_CHUNK],
+        [HEAD, chunk(PING)],
+        [head("X-Cursor: short"), chunk(PING)],
+        [HEAD, *map(chunk, not_cursors)],
+    ]
+    async with Scripted(*scripts.values(), *no_change) as server:
+        await run.follow(server.url)
+        positions = [None if n is None else cursor(n) for n in scripts]
+        assert await asked(server, 11) == [None, *positions, *[cursor(1)] * len(no_change)]
+
+
+async def test_a_start_may_be_given(run: Runner) -> None:
+    """A time is asked for until there is a cursor; where there is one, no time is."""
+    scripts = [[answer("503 Service Unavailable")], [HEAD, chunk(line(n=1))], [HEAD, event(2)]]
+    async with Scripted(*scripts) as server:
+        await run.follow(server.url, "--since", "10m")
+        assert await asked(server, 4) == [None, None, None, cursor(2)]
+        times = [request.headers.get("x-fetch-since") for request in server.requests]
+        assert times == ["10m", "10m", "10m", None]
+    async with Scripted() as server:
+        await run.follow(server.url, "--since", "10m", "--cursor", cursor(1))
+        assert await asked(server, 1) == [cursor(1)]
+        assert "x-fetch-since" not in server.requests[0].headers
+
+
+CURSOR_FILE = {  # on each event, prints which file is there and what it holds, before the event is handled
+    "python": """
+import asyncio, os, sys, client
+url, file = sys.argv[1:]
+async def main():
+    async for event in client.listen(url, max_wait=0.05, cursor_file=file):
+        print(os.stat(file).st_ino, open(file).read().strip(), flush=True)
+asyncio.run(main())
+""",
+    "node": """
+const fs = require('node:fs');
+const [url, cursorFile] = process.argv.slice(1);
+(async () => {
+  for await (const event of require('./client.js').listen(url, { maxWait: 0.05, cursorFile })) {
+    console.log(fs.statSync(cursorFile).ino, fs.readFileSync(cursorFile, 'utf8').trim());
+  }
+})();
+""",
+    "ruby": """
+require './client'
+$stdout.sync = true
+url, file = ARGV
+PyPubSub.listen(url, max_wait: 0.05, cursor_file: file) do |event|
+  puts "#{File.stat(file).ino} #{File.read(file)}"
+end
+""",
+}
+
+
+async def test_the_cursor_file_follows_what_was_handled(run: Runner, tmp_path: Path) -> None:
+    """It is another file each time, put in place whole, and nothing is left beside it."""
+    file = tmp_path / "cursor"
+    first: Script = [head_at(1), chunk(PING), event(2), event(3), chunk(line(n=0))]
+    second: Script = [head_at(5), chunk(PING), event(6), event(7), Do.HOLD]
+    async with Scripted(first, second) as server:
+        program = await run.code(CURSOR_FILE, server.url, str(file))
+        found = [(await program.line()).decode().split() for _ in range(5)]
+        assert [content for _, content in found] == [cursor(n) for n in (1, 2, 3, 5, 6)]
+        assert all(before != after for (before, _), (after, _) in itertools.pairwise(found))
+    program.process.kill()
+    await program.process.wait()
+    assert os.listdir(tmp_path) == ["cursor"]
+
+
+async def test_a_client_that_was_killed_goes_on_from_its_cursor_file(run: Runner, tmp_path: Path) -> None:
+    """Whatever its command line says else. The event that it was about can be the one before or this one."""
+    file = tmp_path / "cursor"
+    options = "--cursor-file", str(file), "--cursor", cursor(1), "--since", "0"
+    async with Scripted([HEAD, event(2), event(3), event(4), Do.HOLD], [HEAD, event(5), Do.HOLD]) as server:
+        client = await run.follow(server.url, *options)
+        for _ in range(3):
+            await client.line()
+        client.process.kill()
+        await client.process.wait()
+        saved = file.read_text()
+        assert saved in (f"{cursor(3)}\n", f"{cursor(4)}\n")
+        client = await run.follow(server.url, *options)
+        await client.line()
+        assert await asked(server, 2) == [cursor(1), saved.strip()]
+        assert "x-fetch-since" not in server.requests[1].headers
+
+
+DAMAGED = [b"", b"\n", b"short\n", b"x" * 37, b"x" * 36 + b"\n" + b"x" * 36, b"\xff" * 36, "ü".encode() * 18]
+
+
+async def test_a_damaged_cursor_file_is_refused(run: Runner, tmp_path: Path) -> None:
+    """Before anything is asked for: to start without it would lose events in silence."""
+    async with Scripted() as server:
+        clients = {}
+        for n, content in enumerate(DAMAGED):
+            path = tmp_path / str(n)
+            path.write_bytes(content)
+            clients[f"{path}: expected 36 characters of "] = await run.follow(
+                server.url, "--cursor-file", str(path)
+            )
+        clients[str(tmp_path)] = await run.follow(server.url, "--cursor-file", str(tmp_path))
+        for text, client in clients.items():
+            status, output, complaints = await client.end()
+            assert (status, output, len(complaints)) == (2, "", 1), complaints
+            assert text in complaints[0]
+        assert server.requests == []
+
+
+@pytest.mark.parametrize("step", [event(1), chunk(PING)], ids=["after an event", "at the first ping"])
+async def test_a_cursor_file_that_cannot_be_written_ends_it(run: Runner, step: bytes, tmp_path: Path) -> None:
+    """The next run would start from too far back."""
+    file = tmp_path / "missing" / "cursor"
+    async with Scripted([head_at(0), step, event(2), Do.HOLD]) as server:
+        client = await run.follow(server.url, "--cursor-file", str(file))
+        status, output, (_, complaint) = await client.end()
+        assert status == 2
+        assert cursor(2) not in output
+        assert str(file) in complaint
+        assert "no such file" in complaint.lower()
+
+
+UNHANDLED = {  # leaves the first loop by a break, the second by an error, both in the middle of event 2
+    "python": """
+import asyncio, contextlib, sys, client
+url, file = sys.argv[1:]
+async def follow(error):
+    async with contextlib.aclosing(client.listen(url, cursor_file=file)) as events:
+        async for event in events:
+            print(event["n"], flush=True)
+            if event["n"] == 2:
+                if error:
+                    raise error
+                break
+async def main():
+    await follow(None)
+    try:
+        await follow(OSError("disk full"))
+    except OSError:
+        pass
+    await follow(None)
+asyncio.run(main())
+""",
+    "node": """
+const { listen } = require('./client.js');
+const [url, cursorFile] = process.argv.slice(1);
+async function follow(error) {
+  for await (const { n } of listen(url, { cursorFile })) {
+    console.log(n);
+    if (n === 2 && error) throw error;
+    if (n === 2) break;
+  }
+}
+follow().then(() => follow(new Error('disk full'))).catch(() => follow());
+""",
+    "ruby": """
+require './client'
+$stdout.sync = true
+url, file = ARGV
+[nil, IOError, nil].each do |error|
+  PyPubSub.listen(url, cursor_file: file) do |event|
+    puts event['n']
+    raise error, 'disk full' if event['n'] == 2 && error
+    break if event['n'] == 2
+  end
+rescue IOError
+  # as intended
+end
+""",
+}
+
+
+async def test_an_event_is_not_handled_if_the_program_left_in_the_middle_of_it(
+    run: Runner, tmp_path: Path
+) -> None:
+    """By a break or by an error: it is asked for again."""
+    again: Script = [HEAD, event(2), Do.HOLD]
+    async with Scripted([HEAD, event(1), event(2), event(3), Do.HOLD], again, again) as server:
+        program = await run.code(UNHANDLED, server.url, str(tmp_path / "cursor"))
+        assert await program.end() == (0, "1\n2\n2\n2\n", program.complaints)
+        assert await asked(server, 3) == [None, cursor(1), cursor(1)]
+
+
+VERDICTS = {
+    "python": """
+import asyncio, sys, client
+def on_replay(verdict):
+    print(verdict, flush=True)
+    if verdict == "bad":
+        raise OSError("no such verdict")
+async def main():
+    async for event in client.listen(sys.argv[1], max_wait=0.05, on_replay=on_replay):
+        print(event["n"], flush=True)
+try:
+    asyncio.run(main())
+except OSError as error:
+    print(error)
+""",
+    "node": """
+const onReplay = (verdict) => {
+  console.log(verdict);
+  if (verdict === 'bad') throw new Error('no such verdict');
+};
+(async () => {
+  for await (const { n } of require('./client.js').listen(process.argv[1], { maxWait: 0.05, onReplay })) {
+    console.log(n);
+  }
+})().catch((error) => console.log(error.message));
+""",
+    "ruby": """
+require './client'
+$stdout.sync = true
+on_replay = lambda do |verdict|
+  puts verdict
+  raise IOError, 'no such verdict' if verdict == 'bad'
+end
+begin
+  PyPubSub.listen(ARGV[0], max_wait: 0.05, on_replay: on_replay) { |event| puts event['n'] }
+rescue IOError => error
+  puts error.message
+end
+""",
+}
+
+
+async def test_the_program_learns_what_a_replay_left_out(run: Runner) -> None:
+    """Before the events of each connection that asked for one. A server that does not say has no backlog. An
+    error of the program's own ends it."""
+    verdicts = ["complete", "partial", "unknown", "none"]
+    scripts: list[Script] = [[head(f"X-Replay: {verdict}"), event(1)] for verdict in verdicts]
+    refusal: Script = [answer("503 Service Unavailable", headers="X-Replay: partial\r\n")]
+    bad: Script = [head("X-Replay: bad"), event(1), Do.HOLD]
+    async with Scripted([HEAD, event(0)], *scripts, refusal, [HEAD, event(2)], bad) as server:
+        program = await run.code(VERDICTS, server.url)
+        expected = ["0", *(text for verdict in verdicts for text in (verdict, "1")), "none", "2", "bad"]
+        assert [(await program.line()).decode().strip() for _ in expected] == expected
+        assert await program.line() == b"no such verdict\n"
+
+
+async def test_what_a_replay_left_out_is_logged(run: Runner) -> None:
+    """In plain words; nothing is said where nothing is missing."""
+    meanings = {
+        "partial": "events of the time away are missing",
+        "unknown": "the server cannot tell whether events are missing",
+        "none": "the server keeps no backlog, or does not tell: events of the time away may be missing",
+    }
+    scripts: list[Script] = [[head(f"X-Replay: {each}"), event(1)] for each in ("complete", *meanings)]
+    async with Scripted([HEAD, event(0)], *scripts) as server:
+        client = await run.follow(f"{server.url}/a")
+        for verdict, meaning in meanings.items():
+            assert f"{server.url}/a: the replay was {verdict}: {meaning}" in await client.says(
+                "the replay was"
+            )
+
+
 # As a module
 
 LEAVE = {
@@ -623,11 +917,10 @@ async def test_an_error_of_the_program_is_not_taken_for_one_of_the_stream(run: R
 
 
 @pytest.fixture
-def node() -> Runner:
+async def node() -> AsyncIterator[Runner]:
     """Runs node only."""
-    if shutil.which("node") is None:
-        pytest.skip("node is not installed")
-    return Runner("node")
+    async with Runner("node") as runner:
+        yield runner
 
 
 ABORT = {
@@ -688,11 +981,12 @@ async def test_python_a_wrong_url_is_an_error_and_not_tried_again() -> None:
 
 
 async def test_python_an_event_too_deep_for_it_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    """And not asked for again and again."""
-    deep = b'{"a": %b%b}\n' % (b"[" * 100_000, b"]" * 100_000)
-    async with Scripted([HEAD, chunk(deep), chunk(line(n=1)), Do.HOLD]) as server:
-        async with contextlib.aclosing(listen(server.url)) as events:
+    """And not asked for again and again. It is no ping: what follows is asked for."""
+    deep = chunk(b'{"a": %b%b}\n' % (b"[" * 100_000, b"]" * 100_000))
+    async with Scripted([head_at(1), deep], [HEAD, deep, chunk(line(n=1)), Do.HOLD]) as server:
+        async with contextlib.aclosing(listen(server.url, max_wait=0.05)) as events:
             assert await anext(events) == {"n": 1}
+        assert await asked(server, 2) == [None, None]
         assert "nested too deep" in caplog.text
 
 
@@ -720,44 +1014,78 @@ async def test_publish_tells_why_it_did_not_work(run: Runner) -> None:
     }
     async with Scripted(*failures.values()) as server:
         for text in failures:
-            client = await run.client("publish", f"{server.url}/a", "{}")
+            client = await run.client("publish", "--retry-for", "0", f"{server.url}/a", "{}")
             status, output, complaints = await client.end()
             assert (status, output, len(complaints)) == (1, "", 1), complaints
             assert text in complaints[0]
         assert len(server.requests) == len(failures)
 
 
-ONCE = {
+AGAIN = {  # without any pause
     "python": """
-import asyncio, sys, client
-try:
-    asyncio.run(client.publish(sys.argv[1], {"n": 1}))
-except client.PublishError as error:
-    print(error.status)
+import asyncio, random, sys, client
+random.uniform = lambda least, most: 0.0
+print(asyncio.run(client.publish(sys.argv[1], {"n": 1}, timeout=0.5)))
 """,
     "node": """
-require('./client.js').publish(process.argv[1], { n: 1 }, { method: 'PUT' }).catch((error) => {
-  console.log(error.status);
-});
+Math.random = () => 0;
+require('./client.js').publish(process.argv[1], { n: 1 }, { timeout: 0.5 }).then(console.log);
 """,
     "ruby": """
 require './client'
-begin
-  PyPubSub.publish(ARGV[0], { n: 1 }, method: 'PUT')
-rescue PyPubSub::PublishError => error
-  p error.status
-end
+PyPubSub.define_singleton_method(:rand) { 0 }
+puts PyPubSub.publish(ARGV[0], { n: 1 }, timeout: 0.5)
 """,
 }
 
 
-async def test_publish_sends_an_event_once(run: Runner) -> None:
-    """Even if no answer came: it may be published. (Only with PUT, aiohttp sends it again.)"""
-    accepted = answer("202 Accepted")
-    async with Scripted([], [accepted]) as server:
-        program = await run.code(ONCE, server.url)
-        assert (await program.line()).decode().strip() in ("None", "null", "nil")
-        assert len(server.requests) == 1
+async def test_publish_sends_the_same_again_until_it_is_accepted(run: Runner) -> None:
+    """With the same key, so that the server, which may have published it, does not publish it again."""
+    statuses = ("503 Service Unavailable", "429 Too Many Requests", "502 Bad Gateway", "504 Gateway Timeout")
+    broken: list[Script] = [[], [Do.RESET], [b"HTTP/1.1 2"], [Do.HOLD]]
+    failures = [*broken, *([answer(each)] for each in statuses)]
+    accepted = [answer("202 Accepted", headers="X-Cursor: 0190-abc\r\n")]
+    async with Scripted(*failures, accepted, accepted) as server:
+        program = await run.code(AGAIN, server.url)
+        assert await program.line() == b"0190-abc\n"
+        first, *others = server.requests
+        assert others == [first] * len(failures)
+        program = await run.code(AGAIN, server.url)
+        assert await program.line() == b"0190-abc\n"
+        keys = {request.headers["idempotency-key"] for request in server.requests}
+        assert [len(key) for key in keys] == [36, 36]
+
+
+async def test_publish_says_what_it_waits_for(run: Runner) -> None:
+    """At least as long as the server asks for, as far as there is time left; then it gives up."""
+    later = answer("503 Service Unavailable", b"later\n", "Retry-After: 7\r\n")
+    async with Scripted([later], [later], [later]) as server:
+        client = await run.client("publish", "--key", "a key", f"{server.url}/a", "{}")
+        assert "503 later; again in 7.00 s" in await client.says("again in")
+        client = await run.client("publish", "--retry-for", "1", "--key", "a key", f"{server.url}/a", "{}")
+        status, output, (waits, gives_up) = await client.end()
+        assert (status, output) == (1, "")
+        assert float(waits.rpartition("503 later; again in ")[2].removesuffix(" s")) <= 1
+        assert gives_up.endswith(": 503 later")
+        assert [request.headers["idempotency-key"] for request in server.requests] == ["a key"] * 3
+        await server.stop()
+        client = await run.client("publish", "--retry-for", "1", f"{server.url}/a", "{}")
+        status, _, complaints = await client.end()
+        assert status == 1
+        assert f"{server.url}/a: " in complaints[0]
+        assert "again in" in complaints[0]
+
+
+async def test_publish_does_not_repeat_what_is_refused(run: Runner) -> None:
+    """The answer would be the same."""
+    refusals = ("400 Bad Request", "401 Unauthorized", "403 Forbidden", "413 Too Large", "422 No", "500 Oh")
+    async with Scripted(*([answer(each)] for each in refusals)) as server:
+        for refusal in refusals:
+            client = await run.client("publish", f"{server.url}/a", "{}")
+            status, _, complaints = await client.end()
+            assert (status, len(complaints)) == (1, 1), complaints
+            assert refusal in complaints[0]
+        assert len(server.requests) == len(refusals)
 
 
 USAGE = {
@@ -767,6 +1095,8 @@ USAGE = {
     "ftp://127.0.0.1/": ["ftp://127.0.0.1/"],
     "--silence": ["--silence", "-1", "http://127.0.0.1:2069/"],
     "--user": ["--user", "me", "http://127.0.0.1:2069/"],
+    "--retry-for": ["--retry-for", "-1", "publish", "http://127.0.0.1:2069/", "{}"],
+    "cursor: expected 36 characters of": ["--cursor", "1", "http://127.0.0.1:2069/"],
 }
 
 
@@ -783,7 +1113,10 @@ async def test_help_names_the_options(run: Runner) -> None:
     """And both ways to call it."""
     status, output, complaints = await (await run.client("--help")).end()
     assert (status, complaints) == (0, [])
-    for text in ("--user", "--silence", "--max-wait", "publish URL JSON"):
+    both = ("--user",)
+    following = ("--silence", "--max-wait", "--cursor", "--since", "--cursor-file")
+    publishing = ("publish URL JSON", "--key", "--retry-for")
+    for text in both + following + publishing:
         assert text in output
 
 
@@ -801,15 +1134,15 @@ async def test_python_publish_raises_what_the_server_said() -> None:
     """The status and the text; without an answer no status."""
     async with Scripted([answer("413 Too large", b"too large\n")], [], [Do.HOLD]) as server:
         with pytest.raises(PublishError, match=r"^413 too large$") as caught:
-            await publish(server.url, {})
+            await publish(server.url, {}, retry_for=0)
         assert (caught.value.status, caught.value.text) == (413, "too large")
         with pytest.raises(PublishError) as caught:
-            await publish(server.url, {})
+            await publish(server.url, {}, retry_for=0)
         assert caught.value.status is None
         with pytest.raises(PublishError, match=r"nothing came for 0\.1 s"):
-            await publish(server.url, {}, timeout=0.1)
+            await publish(server.url, {}, timeout=0.1, retry_for=0)
     with pytest.raises(PublishError):
-        await publish(server.url, {})
+        await publish(server.url, {}, retry_for=0)
 
 
 # Against the daemon
@@ -913,3 +1246,70 @@ async def test_the_demo_publishes_every_example(webhooks: Path, server: Daemon) 
             for payload in kind["examples"]:
                 event = await stream.event()
                 assert {key: event[key] for key in payload} == payload
+
+
+async def test_the_demo_gives_up_at_once_where_there_is_no_server(webhooks: Path) -> None:
+    """Whoever started it is looking on."""
+    async with Scripted() as server:
+        await server.stop()
+        command = [sys.executable, str(CLIENTS / "python" / "demo.py"), "--url", server.url, str(webhooks)]
+        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
+        output, complaints = await process.communicate()
+        assert (process.returncode, output, complaints.count(b"\n")) == (1, b"", 1), complaints
+
+
+# All of it together
+
+
+async def cursors_until_last(client: Program) -> list[str]:
+    """Those of the events it prints, up to the one that says it is the last."""
+    cursors = []
+    while "last" not in (event := await client.event()):
+        cursors.append(event["pubsub_cursor"])
+    return cursors
+
+
+@pytest.mark.timeout(300)
+async def test_clients_following_through_20_kills_miss_nothing(
+    start_daemon: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each event that was acknowledged is printed once, in the order of the cursors, and nothing else is."""
+    monkeypatch.setattr("client.backoff", lambda *_: 0.05)  # seconds; of the publishers
+    backlog = {"size": 100_000, "storage": str(tmp_path / "backlog")}
+    daemon = start_daemon({"server": {"backlog": backlog}})
+    url = f"{daemon.url}/kills"
+    acknowledged: asyncio.Queue[str | None] = asyncio.Queue()  # the cursors
+    over = asyncio.Event()
+
+    async def publish_until_over(publisher: int) -> None:
+        async with aiohttp.ClientSession() as session:
+            for n in itertools.count():
+                event = {"publisher": publisher, "n": n}
+                acknowledged.put_nowait(await publish(url, event, session=session, retry_for=60))
+                if over.is_set():
+                    return
+
+    async with contextlib.AsyncExitStack() as stack:
+        clients = {}
+        for language in LANGUAGES:
+            run = await stack.enter_async_context(Runner(language))
+            clients[language] = await run.follow(url, "--cursor-file", str(tmp_path / language))
+            await clients[language].says("following")
+        async with asyncio.TaskGroup() as followers:
+            printed = {
+                name: followers.create_task(cursors_until_last(each)) for name, each in clients.items()
+            }
+            async with asyncio.TaskGroup() as publishers:
+                for publisher in range(4):
+                    publishers.create_task(publish_until_over(publisher))
+                expected = []
+                for _ in range(20):
+                    expected += [await acknowledged.get() for _ in range(random.randint(1, 200))]
+                    await asyncio.to_thread(daemon.stop, signal.SIGKILL)
+                    await asyncio.to_thread(daemon.start)
+                over.set()
+            expected += [acknowledged.get_nowait() for _ in range(acknowledged.qsize())]
+            await publish(url, {"last": True})
+    assert None not in expected
+    for language, task in printed.items():
+        assert task.result() == sorted(map(str, expected)), language

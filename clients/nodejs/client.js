@@ -16,16 +16,27 @@
  *     node client.js https://pubsub.example.org/fruits
  *     node client.js publish https://pubsub.example.org/fruits/apples '{"colour": "red"}'
  *
- * A server's stream has no end of its own: whatever ends it, listen() says so in the log and connects again.
+ * A server's stream has no end of its own: whatever ends it, listen() says so in the log, connects again, and asks
+ * for what was published meanwhile.
  */
 'use strict';
 
+const { randomUUID } = require('node:crypto');
+const fs = require('node:fs');
 const http = require('node:http');
 const https = require('node:https');
 const { once } = require('node:events');
 const { setTimeout: sleep } = require('node:timers/promises');
-const { parseArgs } = require('node:util');
+const { parseArgs, promisify } = require('node:util');
 
+const CURSOR = /^[0-9A-Za-z-]{36}$/;
+// What a server's verdict on a replay says about the events published since.
+const MISSING = {
+  partial: 'events of the time away are missing',
+  unknown: 'the server cannot tell whether events are missing',
+  none: 'the server keeps no backlog, or does not tell: events of the time away may be missing',
+};
+const TRY_AGAIN = [null, 429, 502, 503, 504]; // after such a status the same event may be accepted; null: no answer
 const MAX_LINE_BYTES = 16 * 1024 * 1024; // far above a server's limit (600,000): a guard against what is no PyPubSub
 const READ_AHEAD_BYTES = 1024 * 1024; // taken off the network while the consumer is busy
 
@@ -37,24 +48,38 @@ class Refused extends Error {
   }
 }
 
-/** An event was not accepted. `status` is the server's, or null if no answer came: it may be published then. */
+/** An event was not accepted. `status` is the server's, or null if no answer came: it may be published then.
+ * `retryAfter` is how many seconds the server asks to wait. */
 class PublishError extends Error {
-  constructor(status, text) {
+  constructor(status, text, retryAfter = 0) {
     super(status === null ? text : `${status} ${text}`.trimEnd());
     this.name = 'PublishError';
     this.status = status;
     this.text = text;
+    this.retryAfter = retryAfter;
   }
 }
 
 /**
- * Yields the events of a URL for ever, one object each, reconnecting whenever the stream ends.
+ * Yields the events of a URL for ever, one object each, reconnecting whenever the stream ends, and going on after
+ * the event that was handled last. An event is handled when the next one is asked for.
  * Leaving the loop closes the connection; `signal` does so from outside, while the loop waits for an event.
  *
  * Options: user, password;
- *   silence  seconds without a byte after which the connection counts as dead (11; a server pings every 5);
- *   maxWait  the longest pause, in seconds, before connecting again (60);
- *   signal   an AbortSignal; log, a function that takes a line of text (console.error).
+ *   silence     seconds without a byte after which the connection counts as dead (11; a server pings every 5);
+ *   maxWait     the longest pause, in seconds, before connecting again (60);
+ *   cursor      start after it: the pubsub_cursor of an event, or what publish() gave;
+ *   since       as long as there is no cursor, start with the events since then: Unix seconds, or a text that the
+ *               server takes for a time;
+ *   cursorFile  a path, to keep the cursor for the next run; a file that is there wins over cursor and since.
+ *               It is replaced as a whole after each event: however the program ends, it is sound, and one event
+ *               late at most. It is not forced onto the disk: a power cut may leave it older, or empty;
+ *   onReplay    called on each connection that asked for earlier events, before these, with the server's verdict:
+ *               'complete', 'partial' (some are gone), 'unknown' or 'none' (it keeps no backlog, or is too old to
+ *               tell);
+ *   signal      an AbortSignal; log, a function that takes a line of text (console.error).
+ *
+ * Throws TypeError for a cursor, or a cursor file, that holds none, and the system's error if the file cannot be used.
  */
 async function* listen(url, options = {}) {
   for await (const { event } of follow(url, options)) {
@@ -64,23 +89,43 @@ async function* listen(url, options = {}) {
 
 /** As listen(), but yields { event, line }, line being the event's own JSON: an object here holds numbers with
  * 53 bits only, so a program that hands on larger ones, or brings a parser for them, wants the text. */
-async function* follow(url, { user, password, silence = 11, maxWait = 60, signal, log = console.error } = {}) {
+async function* follow(
+  url,
+  { user, password, silence = 11, maxWait = 60, cursor, since, cursorFile, onReplay, signal, log = console.error } = {},
+) {
   const address = splitCredentials(url, user, password);
+  const position = new Position(cursor, since, cursorFile);
   let failures = 0; // in a row, since the last stream that gave a line
   while (!signal?.aborted) {
     let pause;
+    let inProgram = false;
+    const replay = position.headers();
     try {
       let following = false;
-      for await (const line of linesOf(address, silence, signal)) {
+      for await (const { line, head } of linesOf(address, replay, silence, signal)) {
+        const event = parse(line);
+        inProgram = true;
         if (!following) {
           following = true;
           failures = 0;
           log(`following ${address.url}`);
+          position.atHead = head['x-cursor'];
+          if (replay) {
+            const verdict = head['x-replay'] ?? 'none';
+            if (MISSING[verdict]) log(`${address.url}: the replay was ${verdict}: ${MISSING[verdict]}`);
+            await onReplay?.(verdict);
+          }
         }
-        const event = parse(line);
-        if (!isPing(event)) yield { event, line };
+        if (isPing(event)) {
+          position.pinged();
+        } else {
+          yield { event, line };
+          position.handled(event.pubsub_cursor);
+        }
+        inProgram = false;
       }
     } catch (error) {
+      if (inProgram) throw error; // of onReplay, or of the cursor file
       if (signal?.aborted) return;
       pause = [401, 403].includes(error.status) ? longPause(maxWait) : backoff(failures, maxWait);
       log(`${address.url}: ${textOf(error)}; again in ${pause.toFixed(2)} s`);
@@ -93,23 +138,60 @@ async function* follow(url, { user, password, silence = 11, maxWait = 60, signal
 /**
  * Publishes one event under the topics in the path of `url`. Gives its cursor, or throws PublishError.
  * The payload is an object, or the text of one in JSON.
- * Options: user, password, method ('POST'; 'PUT' is the same to a server), timeout in seconds (30).
+ *
+ * Options: user, password, method ('POST'; 'PUT' is the same to a server);
+ *   timeout         seconds to wait for the answer to one attempt (30);
+ *   idempotencyKey  1 to 255 visible ASCII characters that name the event, for the server to publish it once however
+ *                   often it comes (a random one);
+ *   retryFor        seconds during which the event is sent again, with its key, after no answer and after 429, 502,
+ *                   503 and 504; 0 for a single attempt (30). Over a restart of the server this is safe only if its
+ *                   backlog is durable: without, it forgets the keys, and may publish the event twice;
+ *   log             a function that takes a line of text (console.error).
  */
-async function publish(url, payload, { user, password, method = 'POST', timeout = 30 } = {}) {
+async function publish(
+  url,
+  payload,
+  {
+    user, password, method = 'POST', timeout = 30, idempotencyKey = randomUUID(), retryFor = 30, log = console.error,
+  } = {},
+) {
   const address = splitCredentials(url, user, password);
   const body = Buffer.from(typeof payload === 'string' ? payload : JSON.stringify(payload));
-  const headers = { ...headersFor(address), 'Content-Type': 'application/json', 'Content-Length': body.length };
-  const request = clientFor(address.url).request(address.url, { method, headers, agent: false });
+  const headers = {
+    ...headersFor(address),
+    'Content-Type': 'application/json',
+    'Content-Length': body.length,
+    'Idempotency-Key': idempotencyKey,
+  };
+  const end = performance.now() + retryFor * 1000;
+  for (let failures = 0; ; failures += 1) {
+    try {
+      return await publishOnce(address.url, { method, headers, agent: false }, body, timeout);
+    } catch (error) {
+      const left = (end - performance.now()) / 1000;
+      if (!TRY_AGAIN.includes(error.status) || left <= 0) throw error;
+      const pause = Math.min(left, Math.max(error.retryAfter, backoff(failures, retryFor)));
+      log(`not published: ${textOf(error)}; again in ${pause.toFixed(2)} s`);
+      await sleep(pause * 1000);
+    }
+  }
+}
+
+/** One attempt. */
+async function publishOnce(url, options, body, timeout) {
+  const request = clientFor(url).request(url, options);
   const timer = setTimeout(() => request.destroy(new Error(`nothing came for ${timeout} s`)), timeout * 1000);
   request.on('error', () => {}); // once() below hears the first; a second must not end the program
   request.end(body);
   try {
     const [response] = await once(request, 'response');
     const text = await refusalText(response);
-    if (response.statusCode < 200 || response.statusCode > 299) throw new PublishError(response.statusCode, text);
-    return response.headers['x-cursor'] ?? null;
+    const { statusCode: status, headers } = response;
+    if (status >= 200 && status <= 299) return headers['x-cursor'] ?? null;
+    const retryAfter = Number(headers['retry-after']) || 0; // may be a date: then it is not heeded
+    throw new PublishError(status, text, retryAfter);
   } catch (error) {
-    throw error instanceof PublishError ? error : new PublishError(null, `${address.url}: ${textOf(error)}`);
+    throw error instanceof PublishError ? error : new PublishError(null, `${url}: ${textOf(error)}`);
   } finally {
     clearTimeout(timer);
     request.destroy();
@@ -125,6 +207,69 @@ function backoff(failures, maxWait) {
 /** Seconds to wait after a refusal that will not go away by itself: a password or a right is missing. */
 function longPause(maxWait) {
   return maxWait / 2 + (Math.random() * maxWait) / 2;
+}
+
+/** Where the program is in the stream: what comes after the cursor is what it has yet to handle. */
+class Position {
+  atHead; // the cursor of the moment when this connection's stream began
+  #cursor;
+  #since;
+  #file;
+
+  constructor(cursor, since, file) {
+    if (cursor !== undefined) checkCursor(cursor, 'cursor');
+    if (file !== undefined && fs.existsSync(file)) {
+      cursor = naming(file, () => fs.readFileSync(file, 'utf8').trim());
+      checkCursor(cursor, `cursor file ${file}`);
+    }
+    this.#cursor = cursor;
+    this.#since = since;
+    this.#file = file;
+  }
+
+  /** What asks for a replay from there; null if there is no such place yet. */
+  headers() {
+    if (this.#cursor !== undefined) return { 'X-Fetch-Since-Cursor': this.#cursor };
+    return this.#since === undefined ? null : { 'X-Fetch-Since': this.#since };
+  }
+
+  /** A ping came: the first one says that everything up to the stream's head has come. */
+  pinged() {
+    this.handled(this.atHead);
+    this.atHead = undefined;
+  }
+
+  /** Everything up to this cursor is handled; nothing new if there is none, as from some servers. */
+  handled(cursor) {
+    if (!isCursor(cursor)) return;
+    this.#cursor = cursor;
+    if (this.#file !== undefined) naming(this.#file, () => this.#save());
+  }
+
+  #save() {
+    const beside = `${this.#file}.${process.pid}`;
+    fs.writeFileSync(beside, `${this.#cursor}\n`);
+    fs.renameSync(beside, this.#file);
+  }
+}
+
+/** Does something with the cursor file. If that does not work, the error says which one it is. */
+function naming(file, action) {
+  try {
+    return action();
+  } catch (error) {
+    error.message = `cursor file ${file}: ${error.message}`;
+    throw error;
+  }
+}
+
+function isCursor(value) {
+  return typeof value === 'string' && CURSOR.test(value);
+}
+
+function checkCursor(text, source) {
+  if (isCursor(text)) return;
+  throw new TypeError(`${source}: expected 36 characters of 0-9, A-Z, a-z and -, got '${String(text).slice(0, 80)}'`);
 }
 
 /** { url, user, password }: the URL without credentials, fit for a log, and those given, else those in the URL. */
@@ -154,20 +299,20 @@ function clientFor(url) {
   return url.protocol === 'https:' ? https : http;
 }
 
-/** The lines of a stream, however it is cut into pieces, until it breaks: then what broke it is thrown.
- * What follows the last newline is half a line, and dropped. */
-async function* linesOf(address, silence, signal) {
+/** The lines of a stream, with the headers at its head, however it is cut into pieces, until it breaks: then what
+ * broke it is thrown. What follows the last newline is half a line, and dropped. */
+async function* linesOf(address, replay, silence, signal) {
   const utf8 = new TextDecoder('utf-8', { fatal: true });
   let unfinished = []; // pieces of the line whose newline is still to come
   let length = 0;
-  for await (const piece of piecesOf(address, silence, signal)) {
+  for await (const { piece, head } of piecesOf(address, replay, silence, signal)) {
     let start = 0;
     for (let end; (end = piece.indexOf('\n', start)) !== -1; start = end + 1) {
       unfinished.push(piece.subarray(start, end));
       const line = utf8.decode(Buffer.concat(unfinished)).replace(/^\0+/, '').trim(); // a NUL may follow each newline
       unfinished = [];
       length = 0;
-      if (line) yield line;
+      if (line) yield { line, head };
     }
     unfinished.push(piece.subarray(start));
     length += piece.length - start;
@@ -177,7 +322,7 @@ async function* linesOf(address, silence, signal) {
 
 /** The bytes of one GET as they come. They are taken in whatever the consumer does: a response that breaks forgets
  * what was not read yet, and the last events before a server's restart would be lost. */
-async function* piecesOf(address, silence, signal) {
+async function* piecesOf(address, replay, silence, signal) {
   const pieces = [];
   let bytes = 0; // in pieces
   let ended = null; // why there will be no more
@@ -188,7 +333,8 @@ async function* piecesOf(address, silence, signal) {
     wake();
   };
 
-  const request = clientFor(address.url).get(address.url, { headers: headersFor(address), agent: false, signal });
+  const headers = { ...headersFor(address), ...replay };
+  const request = clientFor(address.url).get(address.url, { headers, agent: false, signal });
   const watch = new SilenceWatch(silence, () => {
     if (response?.isPaused()) return watch.heard(); // it is the consumer who is slow
     const refusing = response !== null && response.statusCode !== 200; // then what came of its text will do
@@ -221,7 +367,7 @@ async function* piecesOf(address, silence, signal) {
           watch.heard();
           response.resume();
         }
-        yield piece;
+        yield { piece, head: response.headers };
       }
       if (ended) throw ended;
       await new Promise((resolve) => {
@@ -308,7 +454,12 @@ Print the events of a PyPubSub server, one a line, or publish one and print its 
 
   --user NAME:PASSWORD  credentials
   --silence SECONDS     reconnect when nothing came for so long (11)
-  --max-wait SECONDS    the longest pause before a reconnect (60)`;
+  --max-wait SECONDS    the longest pause before a reconnect (60)
+  --cursor CURSOR       start after the event with this cursor
+  --since TIME          start with the events since then: Unix seconds, ISO 8601, or 10m (ago)
+  --cursor-file FILE    after each event printed, save its cursor there; the next run goes on from it
+  --key KEY             publish with this Idempotency-Key (a random one)
+  --retry-for SECONDS   publish again for so long while no answer comes, or 429, 502, 503 or 504 (30)`;
 
 function complain(text) {
   process.stderr.write(`client.js: ${text}\n`);
@@ -319,16 +470,35 @@ function readArguments(argv) {
   const { values, positionals } = parseArgs({
     args: argv,
     allowPositionals: true,
-    options: { user: text, silence: text, 'max-wait': text, help: { type: 'boolean', short: 'h' } },
+    options: {
+      user: text,
+      silence: text,
+      'max-wait': text,
+      cursor: text,
+      since: text,
+      'cursor-file': text,
+      key: text,
+      'retry-for': text,
+      help: { type: 'boolean', short: 'h' },
+    },
   });
-  const seconds = (name, standard) => {
+  const seconds = (name, standard, least = Number.MIN_VALUE) => {
     const value = values[name] === undefined ? standard : Number(values[name]);
-    if (!(value > 0 && value < Infinity)) {
+    if (!(value >= least && value < Infinity)) {
       throw new Error(`--${name}: expected a number of seconds, got ${values[name]}`);
     }
     return value;
   };
-  const options = { silence: seconds('silence', 11), maxWait: seconds('max-wait', 60), log: complain };
+  const options = {
+    silence: seconds('silence', 11),
+    maxWait: seconds('max-wait', 60),
+    cursor: values.cursor,
+    since: values.since,
+    cursorFile: values['cursor-file'],
+    idempotencyKey: values.key,
+    retryFor: seconds('retry-for', 30, 0),
+    log: complain,
+  };
   if (values.user !== undefined) {
     const [, user, password] = /^([^:]*):(.*)$/s.exec(values.user) ?? [];
     if (user === undefined) throw new Error('--user: expected name:password');
@@ -341,7 +511,7 @@ function readArguments(argv) {
   return { help: values.help, publishing, words: positionals, options };
 }
 
-/** Gives the exit status: 1 if the event was not accepted, 2 for wrong arguments. */
+/** Gives the exit status: 1 if the event was not accepted, 2 for wrong arguments or a useless cursor file. */
 async function main(argv) {
   process.on('SIGINT', () => process.exit(130));
   process.stdout.on('error', () => process.exit(0)); // whoever read the events has left
@@ -359,9 +529,8 @@ async function main(argv) {
     } else if (publishing) {
       console.log((await publish(words[1], words[2], options)) ?? '');
     } else {
-      for await (const { line } of follow(words[0], options)) {
-        if (!process.stdout.write(`${line}\n`)) await once(process.stdout, 'drain');
-      }
+      const print = promisify(process.stdout.write.bind(process.stdout)); // done when the text has left the program
+      for await (const { line } of follow(words[0], options)) await print(`${line}\n`);
     }
     return 0;
   } catch (error) {

@@ -13,7 +13,8 @@ The same from a shell, one event a line:
     python3 client.py https://pubsub.example.org/fruits
     python3 client.py publish https://pubsub.example.org/fruits/apples '{"colour": "red"}'
 
-A server's stream has no end of its own: whatever ends it, listen() says so in the log and connects again.
+A server's stream has no end of its own: whatever ends it, listen() says so in the log, connects again, and
+asks for what was published meanwhile.
 """
 
 import argparse
@@ -24,8 +25,12 @@ import json
 import logging
 import os
 import random
+import re
 import sys
-from collections.abc import AsyncGenerator, Mapping
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
@@ -34,6 +39,13 @@ from yarl import URL  # comes with aiohttp
 
 Event = dict[str, Any]
 
+CURSOR = re.compile("[0-9A-Za-z-]{36}")
+MISSING = {  # what a server's verdict on a replay says about the events published since
+    "partial": "events of the time away are missing",
+    "unknown": "the server cannot tell whether events are missing",
+    "none": "the server keeps no backlog, or does not tell: events of the time away may be missing",
+}
+TRY_AGAIN = (None, 429, 502, 503, 504)  # after such a status the same event may be accepted; None: no answer
 MAX_LINE_BYTES = 16 * 1024 * 1024  # far above a server's limit (600,000): a guard against what is no PyPubSub
 PIECE_BYTES = 16 * 1024
 READ_AHEAD = 1024  # pieces taken off the network while the consumer is busy
@@ -60,12 +72,14 @@ BROKEN = (StreamError, aiohttp.ClientError, HttpProcessingError, OSError, Runtim
 
 
 class PublishError(Exception):
-    """An event was not accepted. `status` is the server's; None if no answer came: it may be published."""
+    """An event was not accepted. `status` is the server's; None if no answer came: it may be published.
+    `retry_after` is how many seconds the server asks to wait."""
 
-    def __init__(self, status: int | None, text: str) -> None:
+    def __init__(self, status: int | None, text: str, retry_after: float = 0.0) -> None:
         super().__init__(f"{status} {text}".rstrip() if status else text)
         self.status = status
         self.text = text
+        self.retry_after = retry_after
 
 
 async def listen(
@@ -75,35 +89,63 @@ async def listen(
     password: str | None = None,
     silence: float = 11.0,
     max_wait: float = 60.0,
+    cursor: str | None = None,
+    since: str | float | None = None,
+    cursor_file: str | os.PathLike[str] | None = None,
+    on_replay: Callable[[str], object] | None = None,
 ) -> AsyncGenerator[Event, None]:
-    """Yield the events of `url` for ever, one dict each, reconnecting whenever the stream ends.
+    """Yield the events of `url` for ever, one dict each, reconnecting whenever the stream ends, and going
+    on after the event that was handled last. An event is handled when the next one is asked for.
 
-    silence:  seconds without a byte after which the connection counts as dead; a server pings every 5 seconds
-    max_wait: the longest pause, in seconds, before connecting again
+    silence:     seconds without a byte after which the connection counts as dead; a server pings every 5
+    max_wait:    the longest pause, in seconds, before connecting again
+    cursor:      start after it: the pubsub_cursor of an event, or what publish() returned
+    since:       as long as there is no cursor, start with the events since then: Unix seconds, or a text that
+                 the server takes for a time
+    cursor_file: a path, to keep the cursor for the next run; a file that is there wins over cursor and since.
+                 It is replaced as a whole after each event: however the program ends, it is sound, and one
+                 event late at most. It is not forced onto the disk: a power cut may leave it older, or empty
+    on_replay:   called on each connection that asked for earlier events, before these, with the server's
+                 verdict: "complete", "partial" (some are gone), "unknown" or "none" (it keeps no backlog, or
+                 is too old to tell)
+
+    Raises ValueError for a cursor, or a cursor file, that holds none; OSError if the file cannot be used.
 
     Leaving the loop closes the connection as soon as the generator is collected; to have it closed at once:
     `async with contextlib.aclosing(listen(url)) as events: async for event in events: ...`
     """
     address, user, password = _split_credentials(url, user, password)
+    position = _Position(cursor, since, cursor_file)
     failures = 0  # in a row, since the last stream that gave a line
     connector = aiohttp.TCPConnector(force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=NO_TIMEOUT) as session:
         while True:
-            following = False
+            following = in_program = False
+            replay = position.headers()
             try:
                 async with asyncio.timeout(silence):
                     response = await session.get(
-                        address, headers=_headers(user, password), allow_redirects=False
+                        address, headers=_headers(user, password) | replay, allow_redirects=False
                     )
                 async with response, contextlib.aclosing(_lines(response, silence)) as lines:
                     async for line in lines:
+                        event = _parse(line)
+                        in_program = True
                         if not following:
                             following, failures = True, 0
                             log.info("following %s", address)
-                        event = _parse(line)
-                        if event is not None:
+                            position.at_head = response.headers.get("X-Cursor")
+                            if replay:
+                                _tell_of_replay(address, response.headers.get("X-Replay", "none"), on_replay)
+                        if event is not None and event.keys() == {"stillalive"}:
+                            position.pinged()
+                        elif event is not None:
                             yield event
+                            position.handled(event.get("pubsub_cursor"))
+                        in_program = False
             except BROKEN as error:
+                if in_program:
+                    raise  # an error of on_replay, or of the cursor file
                 pause = backoff(failures, max_wait)
                 if isinstance(error, RefusedError) and error.status in (401, 403):
                     pause = long_pause(max_wait)
@@ -121,34 +163,66 @@ async def publish(
     method: str = "POST",
     timeout: float = 30.0,  # noqa: ASYNC109 - what callers know it as
     session: aiohttp.ClientSession | None = None,
+    idempotency_key: str | None = None,
+    retry_for: float = 30.0,
 ) -> str | None:
     """Publish one event under the topics in the path of `url`. Returns its cursor, or raises PublishError.
 
-    payload: the event, or the text of it (a JSON object)
-    method:  POST or PUT, the same to a server; but aiohttp sends a PUT again by itself if the connection
-             breaks before the answer, which can publish an event twice
-    session: one of your own, to publish many events over the same connection
+    payload:   the event, or the text of it (a JSON object)
+    method:    POST or PUT, the same to a server
+    timeout:   seconds to wait for the answer to one attempt
+    session:   one of your own, to publish many events over the same connection
+    idempotency_key: 1 to 255 visible ASCII characters that name the event, for the server to publish it once
+               however often it comes; a random one if None
+    retry_for: seconds during which the event is sent again, with its key, after no answer and after 429, 502,
+               503 and 504; 0 for a single attempt. Over a restart of the server this is safe only if its
+               backlog is durable: without, it forgets the keys, and may publish the event twice
     """
     address, user, password = _split_credentials(url, user, password)
     body = payload if isinstance(payload, str) else json.dumps(payload, allow_nan=False)
-    headers = _headers(user, password) | {"Content-Type": "application/json"}
+    headers = _headers(user, password) | {
+        "Content-Type": "application/json",
+        "Idempotency-Key": str(uuid.uuid4()) if idempotency_key is None else idempotency_key,
+    }
+    end = time.monotonic() + retry_for
     once: contextlib.AbstractAsyncContextManager[aiohttp.ClientSession]
     once = aiohttp.ClientSession() if session is None else contextlib.nullcontext(session)
     async with once as sender:
-        try:
-            async with sender.request(
-                method,
-                address,
-                data=body.encode(),
-                headers=headers,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=timeout),
-            ) as response:
-                if not 200 <= response.status < 300:
-                    raise PublishError(response.status, await _refusal_text(response, timeout))
+        failures = 0
+        while True:
+            try:
+                return await _publish_once(sender, method, address, headers, body.encode(), timeout)
+            except PublishError as error:
+                left = end - time.monotonic()
+                if error.status not in TRY_AGAIN or left <= 0:
+                    raise
+                pause = min(left, max(error.retry_after, backoff(failures, retry_for)))
+                log.warning("not published: %s; again in %.2f s", error, pause)
+            failures += 1
+            await asyncio.sleep(pause)
+
+
+async def _publish_once(
+    sender: aiohttp.ClientSession,
+    method: str,
+    address: URL,
+    headers: Mapping[str, str],
+    body: bytes,
+    patience: float,
+) -> str | None:
+    """One attempt."""
+    limit = aiohttp.ClientTimeout(total=patience)
+    try:
+        async with sender.request(
+            method, address, data=body, headers=headers, allow_redirects=False, timeout=limit
+        ) as response:
+            if 200 <= response.status < 300:
                 return response.headers.get("X-Cursor")
-        except BROKEN as error:
-            raise PublishError(None, f"{address}: {_text(error, timeout)}") from error
+            retry_after = response.headers.get("Retry-After", "")  # may be a date: then it is not heeded
+            seconds = float(retry_after) if retry_after.isdecimal() else 0.0
+            raise PublishError(response.status, await _refusal_text(response, patience), seconds)
+    except BROKEN as error:
+        raise PublishError(None, f"{address}: {_text(error, patience)}") from error
 
 
 def backoff(failures: int, max_wait: float) -> float:
@@ -160,6 +234,64 @@ def backoff(failures: int, max_wait: float) -> float:
 def long_pause(max_wait: float) -> float:
     """Seconds to wait after a refusal that will not go away by itself: a password or a right is missing."""
     return random.uniform(max_wait / 2, max_wait)
+
+
+class _Position:
+    """Where the program is in the stream: what comes after the cursor is what it has yet to handle."""
+
+    def __init__(
+        self, cursor: str | None, since: str | float | None, file: str | os.PathLike[str] | None
+    ) -> None:
+        self.at_head: str | None = None  # the cursor of the moment when this connection's stream began
+        self._since = since
+        self._file = file
+        if cursor is not None:
+            _check_cursor(cursor, "cursor")
+        if file is not None:
+            with contextlib.suppress(FileNotFoundError):
+                cursor = Path(file).read_text(errors="replace").strip()
+                _check_cursor(cursor, f"cursor file {file}")
+        self._cursor = cursor
+
+    def headers(self) -> dict[str, str]:
+        """What asks for a replay from there, if there is such a place yet."""
+        if self._cursor is not None:
+            return {"X-Fetch-Since-Cursor": self._cursor}
+        return {} if self._since is None else {"X-Fetch-Since": str(self._since)}
+
+    def pinged(self) -> None:
+        """A ping came: the first one says that everything up to the stream's head has come."""
+        self.handled(self.at_head)
+        self.at_head = None
+
+    def handled(self, cursor: object) -> None:
+        """Everything up to this cursor is handled; nothing new if there is none, as from some servers."""
+        if not (isinstance(cursor, str) and CURSOR.fullmatch(cursor)):
+            return
+        self._cursor = cursor
+        if self._file is not None:
+            self._save(self._file)
+
+    def _save(self, file: str | os.PathLike[str]) -> None:
+        beside = f"{os.fspath(file)}.{os.getpid()}"
+        try:
+            Path(beside).write_text(f"{self._cursor}\n")
+            Path(beside).replace(file)
+        except OSError as error:
+            raise OSError(f"cursor file {file}: {error.strerror}") from error
+
+
+def _check_cursor(text: str, source: str) -> None:
+    if not CURSOR.fullmatch(text):
+        raise ValueError(f"{source}: expected 36 characters of 0-9, A-Z, a-z and -, got {text[:80]!r}")
+
+
+def _tell_of_replay(address: URL, verdict: str, on_replay: Callable[[str], object] | None) -> None:
+    """Say what a server's verdict on a replay means, unless all is well."""
+    if verdict in MISSING:
+        log.warning("%s: the replay was %s: %s", address, verdict, MISSING[verdict])
+    if on_replay is not None:
+        on_replay(verdict)
 
 
 def _split_credentials(
@@ -240,7 +372,7 @@ async def _read(content: aiohttp.StreamReader, silence: float) -> bytes:
 
 
 def _parse(line: bytes) -> Event | None:
-    """The event of a line, or None where there is none to pass on: the line is a ping."""
+    """The event of a line, or a ping; None if it is more than Python can take."""
     try:
         event = json.loads(line.decode())
     except ValueError:
@@ -250,7 +382,7 @@ def _parse(line: bytes) -> Event | None:
         return None
     if not isinstance(event, dict):
         raise StreamError(f"a line that is not a JSON object: {line[:80]!r}")
-    return None if event.keys() == {"stillalive"} else event
+    return event
 
 
 async def _refusal_text(response: aiohttp.ClientResponse, patience: float) -> str:
@@ -281,14 +413,20 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help explains)\n")
 
 
-def _positive_seconds(text: str) -> float:
+def _seconds(text: str) -> float:
     seconds = float(text)
-    if not 0 < seconds < float("inf"):
+    if not 0 <= seconds < float("inf"):
         raise ValueError
     return seconds
 
 
-_positive_seconds.__name__ = "number of seconds"  # the word argparse uses in its message
+def _positive_seconds(text: str) -> float:
+    if not (seconds := _seconds(text)):
+        raise ValueError
+    return seconds
+
+
+_seconds.__name__ = _positive_seconds.__name__ = "number of seconds"  # the word argparse uses in its message
 
 
 def _arguments() -> argparse.Namespace:
@@ -313,6 +451,25 @@ def _arguments() -> argparse.Namespace:
         metavar="SECONDS",
         help="the longest pause before a reconnect (60)",
     )
+    parser.add_argument("--cursor", help="start after the event with this cursor")
+    parser.add_argument(
+        "--since",
+        metavar="TIME",
+        help="start with the events since then: Unix seconds, ISO 8601, or 10m (ago)",
+    )
+    parser.add_argument(
+        "--cursor-file",
+        metavar="FILE",
+        help="after each event printed, save its cursor there; the next run goes on from it",
+    )
+    parser.add_argument("--key", help="publish with this Idempotency-Key (a random one)")
+    parser.add_argument(
+        "--retry-for",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="publish again for so long while no answer comes, or 429, 502, 503 or 504 (30)",
+    )
     arguments = parser.parse_intermixed_args()
     publishing = arguments.words[:1] == ["publish"]
     if len(arguments.words) != (3 if publishing else 1):
@@ -326,7 +483,17 @@ async def _run(arguments: argparse.Namespace) -> None:
     user, _, password = arguments.user.partition(":") if arguments.user is not None else (None, None, None)
     if arguments.words[0] == "publish":
         _, url, payload = arguments.words
-        print(await publish(url, payload, user=user, password=password) or "")
+        print(
+            await publish(
+                url,
+                payload,
+                user=user,
+                password=password,
+                idempotency_key=arguments.key,
+                retry_for=arguments.retry_for,
+            )
+            or ""
+        )
         return
     events = listen(
         arguments.words[0],
@@ -334,22 +501,26 @@ async def _run(arguments: argparse.Namespace) -> None:
         password=password,
         silence=arguments.silence,
         max_wait=arguments.max_wait,
+        cursor=arguments.cursor,
+        since=arguments.since,
+        cursor_file=arguments.cursor_file,
     )
     async for event in events:
         print(json.dumps(event), flush=True)
 
 
 def main() -> int:
-    """Returns the exit status: 1 if the event was not accepted, 2 for wrong arguments, 130 after Ctrl-C."""
+    """Returns the exit status: 1 if the event was not accepted, 2 for wrong arguments or a cursor file that
+    cannot be used, 130 after Ctrl-C."""
     arguments = _arguments()
     logging.basicConfig(format="client.py: %(message)s", level=logging.INFO)
     try:
         asyncio.run(_run(arguments))
-    except (PublishError, ValueError) as error:
-        print(f"client.py: {error}", file=sys.stderr)
-        return 1 if isinstance(error, PublishError) else 2
     except BrokenPipeError:  # whoever read the events has left, and what is still buffered can go nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (PublishError, ValueError, OSError) as error:
+        print(f"client.py: {error}", file=sys.stderr)
+        return 1 if isinstance(error, PublishError) else 2
     except KeyboardInterrupt:
         return 130
     return 0

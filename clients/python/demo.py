@@ -65,7 +65,9 @@ async def _publish_all(server: str, source: str, user: str | None, password: str
     count = 0
     async with aiohttp.ClientSession() as session:
         for path, payload in examples(source):
-            await publish(server.rstrip("/") + path, payload, user=user, password=password, session=session)
+            await publish(
+                server.rstrip("/") + path, payload, user=user, password=password, session=session, retry_for=0
+            )
             print(path)
             count += 1
     return count
