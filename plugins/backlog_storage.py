@@ -38,6 +38,31 @@ class _Waiting(NamedTuple):
     done: asyncio.Future[Accepted]
 
 
+class _Ability:
+    """Whether the file can be written, or read. The log is told when that changes, and not each time.
+
+    what: "write", "read"; consequence: what it means while that is not so.
+    """
+
+    def __init__(self, what: str, path: Path, consequence: str) -> None:
+        self._what = what
+        self._path = path
+        self._consequence = consequence
+        self.there = True
+
+    def fails(self, error: StoreError) -> None:
+        """It could not be done."""
+        if self.there:
+            log.error("cannot %s, %s until this is mended: %s", self._what, self._consequence, error)
+        self.there = False
+
+    def works(self) -> None:
+        """It could be done."""
+        if not self.there:
+            log.info("can %s again: %s", self._what, self._path)
+        self.there = True
+
+
 class StoredBacklog(Backlog):
     """A backlog that outlives the process."""
 
@@ -57,7 +82,8 @@ class StoredBacklog(Backlog):
         self._anything_waits = asyncio.Event()
         self._last: asyncio.Future[Accepted] | None = None  # of what was appended
         self._reservation = asyncio.Lock()
-        self._failure = ""  # why the file could not be written lately
+        self._can_write = _Ability("write", path, "publishers are refused")
+        self._can_read = _Ability("read", path, "replays from it are refused or break off")
         self._remembered: Sequence[Remembered] = ()
 
     # A life
@@ -92,13 +118,14 @@ class StoredBacklog(Backlog):
         try:
             self._file.push_out()
         except StoreError as error:  # it can be read, at least
-            self._fail(error)
+            self._can_write.fails(error)
         self._note_lost()
         return life.last
 
     def remembered(self) -> Sequence[Remembered]:
-        """The answers of an earlier life."""
-        return self._remembered
+        """The answers of an earlier life, once."""
+        remembered, self._remembered = self._remembered, ()
+        return remembered
 
     async def run(self) -> None:
         """Store what waits, and let go of what is too old, until cancelled."""
@@ -147,10 +174,10 @@ class StoredBacklog(Backlog):
             try:
                 await self._in(self._writing, self._file.store, [each.write for each in group], self._clock())
             except StoreError as error:
-                self._fail(error)
+                self._can_write.fails(error)
                 self._refuse(group)
             else:
-                self._recover()
+                self._can_write.works()
                 self._note_lost()
                 await self._deliver_group(group)
 
@@ -185,7 +212,7 @@ class StoredBacklog(Backlog):
             while await self._in(self._writing, self._file.prune, before, now):
                 self._note_lost()
         except StoreError as error:
-            self._fail(error)
+            self._can_write.fails(error)
         self._note_lost()
 
     def _note_lost(self) -> None:
@@ -194,16 +221,6 @@ class StoredBacklog(Backlog):
                 kind.lost = lost
                 while kind.recent and kind.recent.oldest.position <= lost.position:
                     kind.drop_oldest()
-
-    def _fail(self, error: StoreError) -> None:
-        if not self._failure:
-            log.error("cannot write, publishers are refused until this is mended: %s", error)
-        self._failure = str(error)
-
-    def _recover(self) -> None:
-        if self._failure:
-            log.info("can write again: %s", self._path)
-        self._failure = ""
 
     # Reading
 
@@ -215,35 +232,47 @@ class StoredBacklog(Backlog):
             return
         async with self._reservation:
             # while nothing can be written, only a clock set back at a crash could give a position away twice
-            if position > self._file.reserved and not self._failure:
+            if position > self._file.reserved and self._can_write.there:
                 try:
                     await self._in(self._writing, self._file.reserve, position)
                 except StoreError as error:
-                    self._fail(error)
+                    self._can_write.fails(error)
 
     async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:
         """Where a subscriber begins to read, and what it is told."""
         try:
             return await super().place(asked, now, private=private)
         except StoreError as error:
-            log.error("cannot read: %s", error)  # noqa: TRY400 (one line says it)
             raise Refused(503, "the backlog cannot be read: ask again", headers=RETRY_AFTER) from error
 
     async def _first_since(self, timestamp: float, private: bool) -> int | None:
-        kinds = KINDS if private else KINDS[:1]
-        return await self._in(self._reading, self._file.first_since, timestamp, self._end, kinds)
+        return await self._in_reader(self._file.first_since, timestamp, self._end, kinds_seen(private))
 
     async def read(self, after: int, *, private: bool) -> Page:
         """What comes next: from memory, or older events from the file."""
         if all(after >= kind.in_memory_after for kind in self._seen(private)):
             return await super().read(after, private=private)
         upto = self._end  # what is stored beyond has not been delivered yet
-        kinds = KINDS if private else KINDS[:1]
-        lines = await self._in(self._reading, self._file.read, after, upto, kinds)
+        kinds = kinds_seen(private)
+        lines = await self._in_reader(self._file.read, after, upto, kinds)
         gone = max((mark.position for kind, mark in self._file.lost.items() if kind in kinds), default=0)
         if after < gone:
             raise EventsGoneError(gone)
         return Page(lines[-1].position if lines else upto, lines)
+
+    async def _in_reader(self, call: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            result = await self._in(self._reading, call, *arguments, **named)
+        except StoreError as error:
+            self._can_read.fails(error)
+            raise
+        self._can_read.works()
+        return result
+
+
+def kinds_seen(private: bool) -> Sequence[str]:
+    """The kinds of events that a subscriber may see, as the file names them."""
+    return KINDS if private else KINDS[:1]
 
 
 def lock(path: Path) -> int:
