@@ -45,7 +45,7 @@ from core.subscriber import Subscriber
 from core.tls import tls_context
 from core.topics import PublishPath, parse_publish_path, parse_subscription
 from core.unix_socket import UnixSocket, answers
-from plugins import SECTIONS_WITHOUT_EFFECT, store_for
+from plugins import SECTIONS_WITHOUT_EFFECT, check_directory, store_for
 
 log = logging.getLogger("pypubsub")
 
@@ -54,6 +54,7 @@ STREAM_TYPE = "application/vnd.pypubsub-stream"
 ALLOWED_METHODS = "GET, HEAD, OPTIONS, POST, PUT"
 HEAD_TIMEOUT = 75.0  # seconds a connection may be idle, or take for a request's head
 BODY_TIMEOUT = 60.0  # seconds a request's body may take
+MOST_GROWTH = 100  # times max_payload_size that a batch's lines may have, which all hold its path
 LINGER = 3.0  # seconds that a refused body is read on for, so that the answer is not lost to a reset
 MAX_HELD_REFUSALS = 1000
 FILES_OF_OUR_OWN = 30  # open files that are not connections: logs, sockets that listen, the event loop's
@@ -101,7 +102,7 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what aiohttp could not parse, which never gets as far as the handler."""
-        return self.http.server.refuse(request, malformed(status, exc, message or ""))
+        return self.http.server.refuse_malformed(request, malformed(status, exc, message or ""))
 
 
 class HttpServer(web.Server):
@@ -150,7 +151,7 @@ class Server:
         self._unix_sockets: list[UnixSocket] = []
         self._out_of_files_said = -math.inf  # loop time
         self._publishing = 0  # publishes let in and not answered yet
-        self._private_publishes = 0  # requests, so far
+        self._requests = 0  # so far, without private publishes, which must not show to everybody
         self._batches: set[asyncio.Task[Accepted]] = set()
         self._held_refusals = 0
         self._stop = asyncio.Event()
@@ -165,6 +166,8 @@ class Server:
         await self._runner.setup()
         try:
             await self._open_store()
+            if self._stop.is_set():  # it may have taken long
+                return
             await self._listen()
             if self._http.max_connections < self.config.server.max_connections:
                 log.info("the limit of open files allows for %d connections", self._http.max_connections)
@@ -284,6 +287,7 @@ class Server:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request. Whatever goes wrong in it is answered too."""
+        self._requests += 1
         try:
             return await self._route(request)
         except Refused as refused:
@@ -319,6 +323,11 @@ class Server:
             f"{request.method} is not known here: PUT or POST publishes, GET subscribes",
             headers={"Allow": ALLOWED_METHODS},
         )
+
+    def refuse_malformed(self, request: web.BaseRequest, refused: Refused) -> web.StreamResponse:
+        """The answer to what never became a request for handle()."""
+        self._requests += 1
+        return self.refuse(request, refused)
 
     def refuse(self, request: web.BaseRequest, refused: Refused) -> web.StreamResponse:
         """The answer to a refused request, which is also logged."""
@@ -357,8 +366,7 @@ class Server:
         headers = {
             "Server": f"PyPubSub/{__version__}",
             "X-Subscribers": str(len(self._fanout)),
-            # without those that must not show to everybody
-            "X-Requests": str(self._http.requests_count - self._private_publishes),
+            "X-Requests": str(self._requests),
         }
         if self.config.server.cors_origins:
             headers["Vary"] = "Origin"
@@ -394,7 +402,7 @@ class Server:
         self._publishing += 1
         try:
             path = parse_publish_path(request.rel_url.raw_path)
-            self._private_publishes += path.private
+            self._requests -= path.private
             publisher = self._authorize(request, path)
             body = await self._read_body(request)
             ask = None
@@ -468,8 +476,14 @@ class Server:
         if request.content_type != NDJSON_TYPE:
             return [parse_payload(body, path, limit)]
         openings = []
+        size, most = 0, MOST_GROWTH * self.config.server.max_payload_size
         for opening in parse_ndjson(body, path, limit):
             openings.append(opening)
+            size += len(opening)
+            if size > most:
+                raise Refused(
+                    413, f"the events' lines would have more than {most} bytes together: send fewer"
+                )
             if not len(openings) % PORTION:
                 await asyncio.sleep(0)
         return openings
@@ -486,12 +500,19 @@ class Server:
             answer = self._store.append(self._stamped(path, openings), ask)
         if ask:
             self._answers.remember(ask, answer)
-            answer.add_done_callback(functools.partial(self._forget_refusal, ask))
+        if answer.done():
+            self._answered(ask, answer)
+        else:
+            answer.add_done_callback(functools.partial(self._answered, ask))
         return answer
 
-    def _forget_refusal(self, ask: Ask, answer: asyncio.Future[Accepted]) -> None:
-        if answer.cancelled() or answer.exception():
-            self._answers.forget(ask)
+    def _answered(self, ask: Ask | None, answer: asyncio.Future[Accepted]) -> None:
+        # the publisher may have hung up, so the exception counts as seen here
+        refused = answer.cancelled() or answer.exception() is not None
+        if ask and refused:
+            self._answers.forget(ask, answer)
+        elif ask:
+            self._answers.remember(ask, answer)  # the window begins with the answer
 
     def _stamped(self, path: PublishPath, openings: Sequence[str]) -> list[Event]:
         return [Event(path, opening, self._stamps.next()) for opening in openings]
@@ -501,14 +522,16 @@ class Server:
         async with self._stamping:
             events: list[Event] = []
             for start in range(0, len(openings), PORTION):
+                if start:
+                    await asyncio.sleep(0)
                 portion = self._stamped(path, openings[start : start + PORTION])
                 if not self._store.durable:
-                    await self._store.append(portion)
+                    self._store.append(portion)
                 events += portion
-                await asyncio.sleep(0)
-            if self._store.durable:
-                await self._store.append(events, ask)
-        return Accepted(events[-1].stamp, len(events))
+            if not self._store.durable:
+                return Accepted(events[-1].stamp, len(events))
+            stored = self._store.append(events, ask)
+        return await stored  # beside others, who share the write
 
     def _accepted(
         self, request: web.BaseRequest, path: PublishPath, accepted: Accepted, *, replayed: bool
@@ -708,12 +731,14 @@ def check(config: Config, warnings: Sequence[str]) -> int:
         print(f"secure topics: {', '.join(config.clients.secure_topics)}")
     for warning in warnings:
         print(f"warning: {warning}")
-    if server.tls:
-        try:
+    try:
+        if server.tls:
             tls_context(server.tls)
-        except StartError as error:
-            print(error, file=sys.stderr)
-            return 1
+        if server.backlog.size and server.backlog.storage:
+            check_directory(Path(server.backlog.storage))
+    except StartError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -58,9 +58,13 @@ class Channel:
         """Whether anything is still to be written."""
         return bool(self.gathered or self._unwritten)
 
-    def add(self, subscriber: Subscriber) -> None:
-        """Write to a subscriber from now on, but nothing of what is gathered already."""
+    def add(self, subscriber: Subscriber, position: int) -> None:
+        """Write to a subscriber from now on, but nothing of what is gathered already.
+
+        position: of the last event that the subscriber has had.
+        """
         self.subscribers.add(subscriber)
+        self._gathered_end = max(self._gathered_end, position)
         if self.gathered:
             self._newcomers[subscriber] = len(self.gathered)
 
@@ -142,15 +146,15 @@ class Fanout:
         """A subscriber is there, who reads the backlog first, if there is one."""
         self._reading.add(subscriber)
 
-    def join(self, subscriber: Subscriber) -> None:
-        """From now on the subscriber gets what it asked for, and nothing published before."""
+    def join(self, subscriber: Subscriber, position: int) -> None:
+        """From now on the subscriber gets what it asked for; up to that position it has had everything."""
         key = (subscriber.subscription, subscriber.wire)
         channel = self._channels.get(key)
         if channel is None:
             channel = self._channels[key] = Channel(subscriber.wire)
             self._registry.add(channel, subscriber.subscription)
         self._reading.remove(subscriber)
-        channel.add(subscriber)
+        channel.add(subscriber, position)
         self._live += 1
 
     def remove(self, subscriber: Subscriber) -> None:

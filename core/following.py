@@ -14,9 +14,9 @@ from core.fanout import Fanout
 from core.replay import Placement
 from core.store import EventsGoneError, Page, Store, StoreError
 from core.subscriber import Subscriber
-from core.topics import PublishPath
+from core.topics import publish_path
 
-_MOST_PATHS = 10_000  # whose answer is remembered
+_MOST_PATHS = 1000  # of which it is remembered whether the subscriber wants them
 
 
 class Surroundings(NamedTuple):
@@ -40,7 +40,7 @@ class Follower:
         self._fanout, self._store, self._turn, self._ping_line, self._ping_interval = surroundings
         self._replay_end: float = head  # infinite once the replay is over, which the first ping says
         self._private = False  # nobody can be given the right to see private events yet
-        self._sees: dict[PublishPath, bool] = {}
+        self._sees: dict[str, bool] = {}  # by path, while it reads the backlog
 
     async def follow(self, placement: Placement) -> NoReturn:
         """From a place on, for as long as the connection lasts: cancelled when it is gone."""
@@ -48,8 +48,8 @@ class Follower:
         if not placement.whole:
             position = await self._skip_what_is_gone(position)
         while True:
-            await self._catch_up(position)
-            self._fanout.join(self._subscriber)
+            position = await self._catch_up(position)
+            self._fanout.join(self._subscriber, position)
             position = await self._subscriber.serve()
 
     async def _skip_what_is_gone(self, position: int) -> int:
@@ -60,8 +60,11 @@ class Follower:
             except EventsGoneError as error:
                 position = error.position
 
-    async def _catch_up(self, position: int) -> None:
-        """Send all events after a position. Nothing is awaited after the last look at where the end is."""
+    async def _catch_up(self, position: int) -> int:
+        """Send all events after a position. The position by then.
+
+        Nothing is awaited after the last look at where the end is.
+        """
         loop = asyncio.get_running_loop()
         ping_due = loop.time() + self._ping_interval
         while position < self._store.end:
@@ -75,9 +78,16 @@ class Follower:
         if self._replay_end < math.inf:
             self._replay_end = math.inf
             self._subscriber.send(self._ping())
+        self._sees.clear()
+        return position
 
     async def _send_page(self, position: int) -> int:
         """Send what comes next, at the reader's pace. The position after which to go on."""
+        end = await self._read_and_send(position)
+        await self._subscriber.flush()
+        return end
+
+    async def _read_and_send(self, position: int) -> int:
         try:
             page = await self._store.read(position, private=self._private)
         except StoreError as error:
@@ -86,7 +96,6 @@ class Follower:
             if frames := self._frames(page):
                 self._subscriber.send(b"".join(frames))
             await asyncio.sleep(0)  # live events have their turn
-        await self._subscriber.flush()
         return page.end
 
     def _frames(self, page: Page) -> list[bytes]:
@@ -100,7 +109,7 @@ class Follower:
                 frames.append(self._ping())
             seen = sees.get(path)
             if seen is None:
-                seen = sees[path] = may_see(path)
+                seen = sees[path] = may_see(publish_path(path))
             if seen:
                 frames.append(wire(line))
         return frames

@@ -60,11 +60,14 @@ class Answers(Generic[A]):
         """Keep an answer that was given so many seconds ago. Older ones must have been told of before."""
         if self._window:
             self._answers[ask.scope] = _Remembered(ask.body, answer, self._clock() - age)
+            self._answers.move_to_end(ask.scope)
             self._forget_expired()
 
-    def forget(self, ask: Ask) -> None:
+    def forget(self, ask: Ask, answer: A) -> None:
         """Undo remember(): the request was refused in the end."""
-        self._answers.pop(ask.scope, None)
+        remembered = self._answers.get(ask.scope)
+        if remembered and remembered.answer is answer:
+            del self._answers[ask.scope]
 
     def _forget_expired(self) -> None:
         expired = self._clock() - self._window

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 from core.cursor import Mark
 from core.event import Event
-from core.topics import PublishPath, shared_path
 
-_OVERHEAD = 150  # bytes that an event takes beside its line: three numbers, an object's head, five places
+_OVERHEAD = 200  # bytes that an event takes beside its line and path: three numbers, two objects, five places
 _SPARE = 1000  # events that have been dropped and not yet cut off the lists
 
 
@@ -19,7 +18,7 @@ class Line(NamedTuple):
     """An event as it is kept."""
 
     position: int
-    path: PublishPath
+    path: str  # pubsub_path
     line: bytes
 
 
@@ -30,7 +29,7 @@ class Recent:
         self._first = 0  # index of the oldest that is held; those before it are cut off now and then
         self._positions: list[int] = []
         self._timestamps: list[float] = []
-        self._paths: list[PublishPath] = []
+        self._paths: list[str] = []
         self._lines: list[bytes] = []
         self._ends: list[int] = []  # bytes of all events up to and with this one
         self._dropped_bytes = 0
@@ -50,17 +49,17 @@ class Recent:
 
     def add(self, event: Event) -> None:
         """Append an event, which is later than all here."""
-        held_bytes = len(event.line) + _OVERHEAD
+        held_bytes = len(event.line) + len(event.path.text) + _OVERHEAD
         self._positions.append(event.stamp.position)
         self._timestamps.append(event.stamp.timestamp)
-        self._paths.append(shared_path(event.path.text))
+        self._paths.append(event.path.text)
         self._lines.append(event.line)
         self._ends.append((self._ends[-1] if self._ends else self._dropped_bytes) + held_bytes)
 
     def drop_oldest(self) -> None:
         """Forget the oldest event."""
         self._dropped_bytes = self._ends[self._first]
-        self._lines[self._first] = b""  # its memory at once
+        self._paths[self._first], self._lines[self._first] = "", b""  # their memory at once
         self._first += 1
         if self._first > _SPARE and self._first * 2 > len(self._positions):
             for column in (self._positions, self._timestamps, self._paths, self._lines, self._ends):

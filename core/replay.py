@@ -14,6 +14,7 @@ from core.config import parse_duration
 from core.cursor import Mark, position_of
 from core.errors import Refused
 
+_BEFORE_ALL = 1e9  # Unix seconds: with 1, as with -1 and 0, clients ask for all that is held
 _CURSOR = re.compile(r"[0-9A-Za-z-]{36}", re.ASCII)
 _SINCE_FORMS = (
     "Unix seconds (1588132959.6), an ISO 8601 time (2026-11-24T08:00:00Z), a duration back from now (10m), "
@@ -33,7 +34,7 @@ class Reach(NamedTuple):
 
     began: Mark  # when the backlog's memory began
     lost: Mark | None  # the latest event, of a kind that it may see, that has left the backlog
-    from_the_start: bool  # nothing was published here before that, as far as can be known
+    from_the_start: bool  # the backlog has never lost anything by a restart, or by being taken away
 
 
 class Placement(NamedTuple):
@@ -68,7 +69,9 @@ def judge_since(since: float, reach: Reach) -> str:
     """The verdict on a replay since a time (Unix seconds)."""
     if reach.lost and since <= reach.lost.timestamp:
         return "partial"
-    return "complete" if reach.from_the_start or since >= reach.began.timestamp else "partial"
+    if since < _BEFORE_ALL and reach.from_the_start:
+        return "complete"
+    return "complete" if since >= reach.began.timestamp else "partial"
 
 
 def replay_request(headers: Mapping[str, str], query: Mapping[str, str], now: float) -> ReplayRequest | None:
@@ -110,7 +113,8 @@ def _seconds(text: str, now: float) -> float | None:
     if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?", text, re.ASCII):
         return float(text)
     try:
-        return max(0.0, now - parse_duration(text))
+        back = now - parse_duration(text)
+        return max(0.0, back) if math.isfinite(back) else None
     except ValueError:
         pass  # no duration: a time, then
     # in a query string the + of a time zone arrives as a space

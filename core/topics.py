@@ -3,7 +3,6 @@
 Both are percent-decoded as UTF-8 before anything else, so that `/` and `,` separate in either spelling.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -31,10 +30,6 @@ def publish_path(path: str) -> PublishPath:
     private = parts[:1] == [PRIVATE]
     topics = tuple(parts[1:] if private else parts)
     return PublishPath(topics, private, "/" + "/".join(parts), frozenset(parts))
-
-
-# the same, as one object for all events of a path; not too many, as a path may have 8 KB
-shared_path = lru_cache(1024)(publish_path)
 
 
 def meets(subscription: Subscription, topics: frozenset[str]) -> bool:

@@ -9,6 +9,7 @@ A plugin is one module, or one with parts of its own: backlog.py, which keeps ev
 
 from pathlib import Path
 
+from core.errors import StartError
 from core.settings import ServerConfig
 from core.store import Deliver, Store, Unstored
 
@@ -18,6 +19,12 @@ SECTIONS_WITHOUT_EFFECT = (
     ("clients", "ldap"),
     ("sqs",),
 )
+
+
+def check_directory(storage: Path) -> None:
+    """Raises StartError if there is no directory for the backlog's file."""
+    if not storage.parent.is_dir():
+        raise StartError(f"server.backlog.storage: {storage}: there is no directory {storage.parent}")
 
 
 def store_for(server: ServerConfig, deliver: Deliver) -> Store:

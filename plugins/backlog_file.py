@@ -14,18 +14,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from core.cursor import TICKS_PER_SECOND, Mark, Stamp, position_at, position_of
+from core.cursor import TICKS_PER_SECOND, Mark, Stamp, position_at, position_of, stamp_at
 from core.errors import StartError
 from core.event import Event
 from core.idempotency import MAX_REMEMBERED, Ask
 from core.recent import Line
 from core.store import PAGE_BYTES, PAGE_EVENTS, Accepted, Remembered, StoreError
-from core.topics import shared_path
 
 _APPLICATION_ID = 0x50505362  # "PPSb", in the file's header
 _VERSION = 1
 _LOCK_TIMEOUT = 2.0  # seconds that a lock of another program is waited for
 _RESERVED_AHEAD = TICKS_PER_SECOND  # positions
+_LOG_SIZE = 16 * 1024**2  # bytes to which SQLite's log is cut back after a burst
 _PRUNED_AT_ONCE = 1000  # so that no commit waits for long
 KINDS = ("public", "private")
 
@@ -94,6 +94,8 @@ class BacklogFile:
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._inode = 0
+        # whether a COMMIT has failed: its publishers were refused, but SQLite may find it in its log again
+        self.has_failed = False
         self._wal_inode: int | None = None  # of the file beside it, once that is there
         self.reserved = 0  # position up to which positions may be given away
         # by kind: the latest event that has left. It is known here before it is committed: a reader on whom
@@ -165,19 +167,21 @@ class BacklogFile:
         began, last_stamp = Mark(began_position, began_timestamp), Mark(max(self.reserved, end), timestamp)
         return Life(began, bool(from_the_start), last_stamp, end)
 
-    def began_earlier(self, began: Mark) -> None:
-        """Say that the memory begins with events that were imported."""
+    def begin(self, began: Mark) -> None:
+        """Say that the memory begins there, with events that are imported."""
         with self._transaction() as connection:
             connection.execute("UPDATE life SET began_position = ?, began_timestamp = ?", began)
 
     # Writing
 
-    def store(self, writes: Sequence[Write], now: float) -> None:
+    def store(self, writes: Sequence[Write], end: int, now: float) -> None:
         """Store all of it, or nothing. What is pushed out by it leaves in the same transaction.
 
-        now: Unix seconds.
+        end: position of the last event that was delivered; now: Unix seconds.
         """
         with self._transaction() as connection:
+            if self.has_failed:
+                _forget_beyond(connection, end)
             last = 0
             lost: dict[str, Mark] = {}
             for kind in KINDS:
@@ -199,6 +203,7 @@ class BacklogFile:
             reserved = _reserve(connection, last)
             self.lost = self.lost | lost
         self.reserved = reserved
+        self.has_failed = False
 
     def reserve(self, position: int) -> None:
         """Promise that no later life gives an event that position or one below it."""
@@ -210,6 +215,10 @@ class BacklogFile:
         """Let go of what is more than `size`, which may be less than it was in an earlier life."""
         with self._transaction() as connection:
             for kind in KINDS:
+                connection.execute(
+                    f"UPDATE kinds SET held = (SELECT count(*) FROM {kind}) WHERE kind = ?",  # noqa: S608
+                    (kind,),  # after a repair by hand
+                )
                 self.lost = self.lost | self._push_out(connection, kind)
 
     def _push_out(self, connection: sqlite3.Connection, kind: str) -> dict[str, Mark]:
@@ -278,7 +287,7 @@ class BacklogFile:
                 size += len(line)
                 if lines and (len(lines) == PAGE_EVENTS or size > PAGE_BYTES):
                     break
-                lines.append(Line(position, shared_path(path), line))
+                lines.append(Line(position, path, line))
             rows.close()  # or the file's log could not be cut back
         return lines
 
@@ -327,6 +336,7 @@ class BacklogFile:
             self._writer = self._connect()
             self._writer.execute("PRAGMA journal_mode = WAL")
             self._writer.execute("PRAGMA synchronous = FULL")
+            self._writer.execute(f"PRAGMA journal_size_limit = {_LOG_SIZE}")
             self._wal_inode = None
         return self._writer
 
@@ -365,6 +375,7 @@ class BacklogFile:
                         self._wal_inode = Path(f"{self._path}-wal").stat().st_ino
             except BaseException:
                 self.lost = lost
+                self.has_failed = True
                 self.close_writer()  # rolls back; the next one opens the file anew
                 raise
 
@@ -410,6 +421,14 @@ def _forget(connection: sqlite3.Connection, kind: str, mark: Mark) -> dict[str, 
         (count, *mark, kind),
     )
     return {kind: mark}
+
+
+def _forget_beyond(connection: sqlite3.Connection, end: int) -> None:
+    """Undo what may have been found in SQLite's log of a COMMIT that failed."""
+    for kind in KINDS:
+        count = connection.execute(f"DELETE FROM {kind} WHERE position > ?", (end,)).rowcount  # noqa: S608
+        connection.execute("UPDATE kinds SET held = held - ? WHERE kind = ?", (count, kind))
+    connection.execute("DELETE FROM answers WHERE cursor > ?", (stamp_at(end + 1, 0.0).cursor[:18],))
 
 
 def _reserve(connection: sqlite3.Connection, position: int) -> int:

@@ -55,7 +55,7 @@ def import_old_backlog(path: Path, size: int, max_line_size: int, now: Mark) -> 
     new = BacklogFile(new_path, size, window=0)
     try:
         new.open(now, from_the_start=False)
-        count = _fill(new, _events(path, max_line_size, now), path)
+        count = _fill(new, _events(path, max_line_size, now), path, now)
         new.complete()
         kept = _keep(path)
         new_path.replace(path)
@@ -72,24 +72,41 @@ def _remove(path: Path) -> None:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
-def _fill(new: BacklogFile, events: Iterator[Event], path: Path) -> int:
-    """Store events, which begin the file's memory. How many.
+def _fill(new: BacklogFile, events: Iterator[Event | None], path: Path, now: Mark) -> int:
+    """Store events. How many.
 
-    Raises StartError if there are none, and the old file does not look as if there ever had been.
+    The new backlog knows the cursors of all of them, but for replays by time it begins after the last line
+    that was skipped. Raises StartError if there are none, and the old file does not look as if there ever
+    had been.
     """
     count = 0
-    while batch := list(itertools.islice(events, _BATCH)):
-        if not count:
-            new.began_earlier(Mark(batch[0].stamp.position - 1, batch[0].stamp.timestamp))
-        count += len(batch)
-        new.store([Write(batch, None, Accepted(batch[-1].stamp, len(batch)))], now=0)
+    began_position, began_timestamp = now
+    skipped = True  # as what came before the first line
+    while portion := list(itertools.islice(events, _BATCH)):
+        batch = []
+        for event in portion:
+            if event is None:
+                skipped = True
+                continue
+            batch.append(event)
+            if skipped:
+                began_timestamp, skipped = event.stamp.timestamp, False
+        if batch:
+            began_position = min(began_position, batch[0].stamp.position - 1)
+            accepted = Accepted(batch[-1].stamp, len(batch))
+            new.store([Write(batch, None, accepted)], end=0, now=now.timestamp)
+            count += len(batch)
     if not count and not _OF_0_7.search(_head(path)):
         raise StartError(f"server.backlog.storage: {path}: is no backlog: there is not one event in it")
+    new.begin(Mark(began_position, now.timestamp if skipped else began_timestamp))
     return count
 
 
-def _events(path: Path, max_line_size: int, now: Mark) -> Iterator[Event]:
-    """The events of an old file, stamped in their order; what is none is reported with its line's number."""
+def _events(path: Path, max_line_size: int, now: Mark) -> Iterator[Event | None]:
+    """The events of an old file, stamped in their order.
+
+    None where there is none to be had: the line's number is reported.
+    """
     position, timestamp = 0, 0.0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -100,6 +117,7 @@ def _events(path: Path, max_line_size: int, now: Mark) -> Iterator[Event]:
                 opening = opening_of(payload, publish_path(event_path), max_line_size)
             except (Refused, ValueError, KeyError, TypeError, RecursionError) as error:
                 log.warning("%s: line %d skipped: %s", path, number, _reason(error))
+                yield None
                 continue
             timestamp = min(max(timestamp, at), now.timestamp)  # never less than that of the event before
             position = max(position + 1, int(timestamp * TICKS_PER_SECOND))

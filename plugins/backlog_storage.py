@@ -4,11 +4,14 @@ The newest events are in memory too, so that only those who come from further ba
 """
 
 import asyncio
+import errno
 import fcntl
+import functools
 import logging
 import math
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +21,7 @@ from core.cursor import Mark
 from core.errors import RETRY_AFTER, Refused, StartError
 from core.event import Event
 from core.idempotency import Ask
+from core.recent import Line
 from core.replay import Placement, ReplayRequest
 from core.settings import ServerConfig
 from core.store import PORTION, Accepted, Deliver, EventsGoneError, Page, Remembered, StoreError
@@ -26,6 +30,8 @@ from plugins.backlog_file import KINDS, BacklogFile, Write
 from plugins.backlog_import import import_old_backlog, is_old_backlog
 
 log = logging.getLogger("pypubsub.backlog")
+
+_SHARED_PAGES = 16
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,6 +81,7 @@ class StoredBacklog(Backlog):
         self._path: Final = path
         self._max_line_size = server.max_line_size
         self._file = BacklogFile(path, server.backlog.size, server.idempotency_window)
+        self._pages: OrderedDict[tuple[int, Sequence[str]], asyncio.Task[list[Line]]] = OrderedDict()
         self._lock: int | None = None  # open file
         self._writing = ThreadPoolExecutor(1, "backlog writer")
         self._reading = ThreadPoolExecutor(1, "backlog reader")
@@ -117,6 +124,8 @@ class StoredBacklog(Backlog):
             kind.in_memory_after = life.end
         try:
             self._file.push_out()
+            while self._file.prune(self._oldest_kept(), self._clock()):
+                pass
         except StoreError as error:  # it can be read, at least
             self._can_write.fails(error)
         self._note_lost()
@@ -171,8 +180,9 @@ class StoredBacklog(Backlog):
             await self._anything_waits.wait()
             self._anything_waits.clear()
             group, self._waiting = self._waiting, []
+            writes = [each.write for each in group]
             try:
-                await self._in(self._writing, self._file.store, [each.write for each in group], self._clock())
+                await self._in(self._writing, self._file.store, writes, self._end, self._clock())
             except StoreError as error:
                 self._can_write.fails(error)
                 self._refuse(group)
@@ -206,14 +216,18 @@ class StoredBacklog(Backlog):
 
     async def prune(self) -> None:
         """Let go of what is too old by now, answers too."""
-        now = self._clock()
-        before = now - (self._config.max_age or math.inf)
         try:
-            while await self._in(self._writing, self._file.prune, before, now):
+            while await self._in(self._writing, self._file.prune, self._oldest_kept(), self._clock()):
                 self._note_lost()
+            if not self._can_write.there:  # a write that changes something tells whether it can again
+                await self._in(self._writing, self._file.reserve, self._end)
+                self._can_write.works()
         except StoreError as error:
             self._can_write.fails(error)
         self._note_lost()
+
+    def _oldest_kept(self) -> float:
+        return self._clock() - (self._config.max_age or math.inf)
 
     def _note_lost(self) -> None:
         for name, kind in zip(KINDS, (self._public, self._private), strict=True):
@@ -254,11 +268,27 @@ class StoredBacklog(Backlog):
             return await super().read(after, private=private)
         upto = self._end  # what is stored beyond has not been delivered yet
         kinds = kinds_seen(private)
-        lines = await self._in_reader(self._file.read, after, upto, kinds)
+        lines = await self._page(after, upto, kinds)
         gone = max((mark.position for kind, mark in self._file.lost.items() if kind in kinds), default=0)
         if after < gone:
             raise EventsGoneError(gone)
         return Page(lines[-1].position if lines else upto, lines)
+
+    async def _page(self, after: int, upto: int, kinds: Sequence[str]) -> list[Line]:
+        """A page of the file, read once for all who come from the same place at about the same time."""
+        key = (after, kinds)
+        page = self._pages.get(key)
+        if page is None:
+            reading = self._in_reader(self._file.read, after, upto, kinds)
+            page = self._pages[key] = asyncio.create_task(reading, name="read a page of the backlog")
+            page.add_done_callback(functools.partial(self._forget_failed_page, key))
+            if len(self._pages) > _SHARED_PAGES:
+                self._pages.popitem(last=False)
+        return await asyncio.shield(page)  # others may wait for it too
+
+    def _forget_failed_page(self, key: tuple[int, Sequence[str]], page: asyncio.Task[list[Line]]) -> None:
+        if page.cancelled() or page.exception():
+            self._pages.pop(key, None)
 
     async def _in_reader(self, call: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
         try:
@@ -285,5 +315,7 @@ def lock(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise StartError(f"server.backlog.storage: {path}: is in use by another PyPubSub") from error
+        taken = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+        reason = "is in use by another PyPubSub" if taken else error.strerror
+        raise StartError(f"server.backlog.storage: {path}: {reason}") from error
     return descriptor

@@ -29,11 +29,22 @@ class Recorder:
         self.expected = b""
         self.writes = 0
         self.queued_bytes = 0
+        self.full = False  # whether too much waits as soon as anything is sent
+        self.behind_after = -1
+
+    def overflow(self) -> str | None:
+        """Why too much waits."""
+        return "too slow" if self.full else None
+
+    def fall_behind(self, after: int) -> None:
+        """Note from where it would go on."""
+        self.behind_after = after
 
     def send(self, data: bytes) -> None:
         """What the fan-out calls."""
         self.sent += data
         self.writes += 1
+        self.queued_bytes = self.full * len(data)
 
     def expect(self, event: Event) -> None:
         """Note an event, if a plain look at the subscription says that it is wanted."""
@@ -44,7 +55,7 @@ class Recorder:
 def enter(subject: Fanout, recorder: Recorder) -> None:
     """Have it written to from now on."""
     subject.add(cast(Subscriber, recorder))
-    subject.join(cast(Subscriber, recorder))
+    subject.join(cast(Subscriber, recorder), 0)
 
 
 def an_event(stamps: Stamps, path: str, filling: int = 0) -> Event:
@@ -122,6 +133,26 @@ async def test_a_crowd_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatch
         await asyncio.sleep(0)
         assert sum(recorder.writes for recorder in crowd) == min(10 * turn - (turn > 1), 95)
     assert other.writes == 1
+
+
+async def test_who_falls_behind_goes_on_from_its_place() -> None:
+    """Also when nothing but pings has come since it joined, or pings after an event."""
+    subject, stamps = Fanout(backlog=True), Stamps()
+    recorder = Recorder("/a", http_1_0=False)
+    recorder.full = True
+    subject.add(cast(Subscriber, recorder))
+    subject.join(cast(Subscriber, recorder), 5)
+    subject.ping(b"ping\n")
+    subject.flush()
+    assert recorder.behind_after == 5
+    subject.join(cast(Subscriber, recorder), 5)
+    event = an_event(stamps, "/a")
+    subject.deliver(event)
+    subject.ping(b"ping\n")
+    subject.flush()
+    assert recorder.behind_after == event.stamp.position
+    assert len(subject) == 1
+    subject.remove(cast(Subscriber, recorder))
 
 
 async def test_publishers_cannot_outrun_a_crowd(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,8 +69,22 @@ def test_a_refusal_is_not_remembered() -> None:
     """The key can be used again, for another body too."""
     answers: Answers[int] = Answers(window=10, clock=Clock())
     answers.remember(ask("k"), 1)
-    answers.forget(ask("k"))
+    answers.forget(ask("k"), 1)
     assert answers.find(ask("k", b"other")) is None
+
+
+def test_the_window_begins_anew_when_the_answer_is_there() -> None:
+    """And a refusal that comes late does not take away what was remembered meanwhile."""
+    clock = Clock()
+    answers: Answers[int] = Answers(window=10, clock=clock)
+    answers.remember(ask("k"), 1)
+    answers.remember(ask("other"), 2)
+    clock.now += 9
+    answers.remember(ask("k"), 1)
+    clock.now += 9
+    assert answers.find(ask("other")) is None
+    answers.forget(ask("k"), 0)
+    assert answers.find(ask("k")) == 1
 
 
 def test_an_answer_of_an_earlier_life_is_as_old_as_it_is() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from daemon import Daemon, merged
 from storage import (
+    EVERYTHING,
     config,
     content,
     disk,
@@ -194,17 +195,20 @@ async def test_cursors_grow_over_the_import_and_beyond(imported: Daemon) -> None
 
 
 async def test_what_x_replay_says(imported: Daemon) -> None:
-    """complete from the first event on; before it 0.7 may have published what it did not keep."""
+    """partial for a time before the last line that was skipped; the last one here was cut short."""
     verdict, everything = await replay(imported)
     assert verdict == "partial"
-    expected = {
-        BEGAN - 1: ("partial", 0),
-        BEGAN: ("complete", 0),
-        BEGAN + 1: ("complete", 1),
-        BEGAN + 15: ("complete", 5),
-    }
-    for since, (verdict, first) in expected.items():
-        assert await replay(imported, {"X-Fetch-Since": repr(since)}) == (verdict, everything[first:])
+    for since, first in ((BEGAN - 1, 0), (BEGAN, 0), (BEGAN + 1, 1), (BEGAN + 15, 5)):
+        assert await replay(imported, {"X-Fetch-Since": repr(since)}) == ("partial", everything[first:])
+
+
+async def test_a_time_from_the_first_event_on_is_complete(storage: Path, start_daemon: StartDaemon) -> None:
+    """Where every line could be read. Before it 0.7 may have published what it did not keep."""
+    write(storage, b"".join(entry(n, {"n": n}) for n in range(5)))
+    daemon = start_daemon(config(storage))
+    for since, verdict, first in ((-1, "partial", 0), (0, "complete", 0), (0.5, "complete", 1)):
+        got, events = await replay(daemon, {"X-Fetch-Since": repr(BEGAN + since)})
+        assert (got, [event["n"] for event in events]) == (verdict, list(range(first, 5)))
 
 
 async def test_an_old_cursor_is_unknown(imported: Daemon) -> None:
@@ -360,6 +364,16 @@ async def test_a_file_without_a_good_line(storage: Path, start_daemon: StartDaem
     daemon = start_daemon(config(storage))
     assert [line for line in daemon.log if "line 1 skipped" in line]
     assert await replay(daemon) == ("partial", [])
+
+
+async def test_what_was_skipped_is_missing(storage: Path, start_daemon: StartDaemon) -> None:
+    """So complete is not claimed for a time before it; all that could be read is replayed."""
+    write(storage, entry(0, {"n": 0}) + b"broken\n" + entry(2, {"n": 1}) + entry(3, {"n": 2}))
+    daemon = start_daemon(config(storage))
+    assert (await replay(daemon, {"X-Fetch-Since": repr(BEGAN)}))[0] == "partial"
+    verdict, events = await replay(daemon, {"X-Fetch-Since": repr(BEGAN + 2)})
+    assert (verdict, [event["n"] for event in events]) == ("complete", [1, 2])
+    assert (await replay(daemon, EVERYTHING))[0] == "partial"
 
 
 @pytest.mark.parametrize("first", [b"\n", b'amp": 1588132959.6, "topics": []}\n', b"\0" * 100 + b"\n"])

@@ -56,6 +56,13 @@ def test_a_malformed_one_is_refused_even_if_another_wins() -> None:
         replay_request({"X-Fetch-Since-Cursor": CURSOR, "X-Fetch-Since": "soon"}, {}, NOW)
 
 
+@pytest.mark.parametrize("text", ["9" * 400, "9" * 400 + "d", "1e999", "-1.5", "NaN", "1d2h", "tomorrow", ""])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    """However long it is."""
+    with pytest.raises(Refused):
+        replay_request({"X-Fetch-Since": text}, {}, NOW)
+
+
 @given(st.text(max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:
     """Nothing but Refused comes out of it."""
@@ -69,10 +76,10 @@ def test_any_text_is_read_or_refused(text: str) -> None:
             assert asked.since is None or asked.since >= -1
 
 
-BEGAN = Mark(1000, 100.0)
-LOST = Mark(2000, 200.0)
+BEGAN = Mark(1000, 1.6e9)
+LOST = Mark(2000, 1.7e9)
 END = 9000  # now
-IN_MEMORY, NEW_FILE = False, True  # whether nothing can have been published before it began
+IN_MEMORY, NEW_FILE = False, True  # whether nothing was ever lost by a restart
 
 
 @pytest.mark.parametrize(
@@ -104,15 +111,17 @@ def test_a_cursor_in_capitals_is_the_same_place() -> None:
 @pytest.mark.parametrize(
     ("since", "lost", "start", "verdict"),
     [
-        (150.0, None, IN_MEMORY, "complete"),
-        (100.0, None, IN_MEMORY, "complete"),
+        (BEGAN.timestamp + 50, None, IN_MEMORY, "complete"),
+        (BEGAN.timestamp, None, IN_MEMORY, "complete"),
+        (BEGAN.timestamp - 0.1, None, IN_MEMORY, "partial"),
         (99.9, None, IN_MEMORY, "partial"),
-        (99.9, None, NEW_FILE, "complete"),
+        (1.5e9, None, NEW_FILE, "partial"),  # something may have been published there, and not stored
+        (99.9, None, NEW_FILE, "complete"),  # everything that is held
         (0.0, None, IN_MEMORY, "partial"),
         (-1.0, None, NEW_FILE, "complete"),
         (-1.0, LOST, NEW_FILE, "partial"),
-        (200.0, LOST, NEW_FILE, "partial"),  # the event that has left was of that very moment
-        (200.1, LOST, IN_MEMORY, "complete"),
+        (LOST.timestamp, LOST, NEW_FILE, "partial"),  # the event that has left was of that very moment
+        (LOST.timestamp + 0.1, LOST, IN_MEMORY, "complete"),
         (1e12, LOST, IN_MEMORY, "complete"),
     ],
 )

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from core import store as store_module
 from core.cursor import Mark, Stamps
 from core.event import Event
+from core.idempotency import Ask
 from core.replay import Placement, ReplayRequest
 from core.settings import BacklogConfig, ServerConfig
-from core.store import EventsGoneError
+from core.store import Accepted, EventsGoneError
 from core.topics import publish_path
 from plugins import backlog, backlog_file
 from plugins.backlog import Backlog
+from plugins.backlog_file import BacklogFile, Write
 from plugins.backlog_storage import StoredBacklog
 
 START_NS = 1_795_489_256_376_269_300
@@ -173,6 +175,30 @@ async def test_nothing_is_read_before_it_is_delivered(tmp_path: Path) -> None:
         page = await life.store.read(0, private=False)
         assert page.end == page.lines[-1].position == end
         assert len(await publishing) == len(life.delivered) == 600
+
+
+async def test_what_a_failed_commit_has_left_behind_is_undone(tmp_path: Path) -> None:
+    """Its publishers were refused, and may have asked again, so it must not turn up when SQLite finds it."""
+    async with living(str(tmp_path), 10) as life:
+        await life.publish("/a")
+        end = life.store.end
+    file = BacklogFile(tmp_path / "backlog.db", 10, window=600)
+    file.open(BEGINNING, from_the_start=False)
+
+    def store(path: str, key: bytes) -> int:
+        event = Event(publish_path(path), '{"a": "x"', life.stamps.next())
+        write = Write([event], Ask(key, b""), Accepted(event.stamp, 1))
+        file.store([write], end, life.clock.seconds())
+        return event.stamp.position
+
+    store("/a", b"refused")
+    store("/private/a", b"refused, too")
+    file.has_failed = True
+    kept = store("/a", b"kept")
+    assert [line.position for line in file.read(0, 2**60, backlog_file.KINDS)] == [end, kept]
+    assert [answer.ask.scope for answer in file.remembered(life.clock.seconds())] == [b"kept"]
+    file.close_reader()
+    file.close_writer()
 
 
 class View(NamedTuple):
