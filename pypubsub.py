@@ -499,7 +499,7 @@ class Server:
         else:
             answer = self._store.append(self._stamped(path, openings), ask)
         if ask:
-            self._answers.remember(ask, answer)
+            self._answers.remember(ask, answer, age=-math.inf)  # not forgotten before it is there
         if answer.done():
             self._answered(ask, answer)
         else:

@@ -57,7 +57,10 @@ class Answers(Generic[A]):
         return remembered.answer
 
     def remember(self, ask: Ask, answer: A, age: float = 0.0) -> None:
-        """Keep an answer that was given so many seconds ago. Older ones must have been told of before."""
+        """Keep an answer that was given so many seconds ago; -inf: that is yet to come, and kept until then.
+
+        Older ones must have been told of before.
+        """
         if self._window:
             self._answers[ask.scope] = _Remembered(ask.body, answer, self._clock() - age)
             self._answers.move_to_end(ask.scope)

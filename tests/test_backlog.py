@@ -1,8 +1,11 @@
 """Who was away gets what it missed, and is told whether that is all of it."""
 
 import asyncio
+import contextlib
 import json
+import re
 import signal
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable
@@ -12,7 +15,7 @@ from typing import Any
 import pytest
 
 from core.cursor import TICKS_PER_SECOND, position_of, stamp_at
-from daemon import Daemon
+from daemon import ROOT, Daemon
 
 StartDaemon = Callable[..., Daemon]
 STORES = ("memory", "file")
@@ -144,6 +147,26 @@ async def test_a_file_that_was_taken_away(with_backlog: Callable[..., Daemon], t
     await cursors_of(daemon, "/a", range(1, 3))
     assert await daemon.replay("/a", **EVERYTHING) == ("partial", [1, 2])
     assert await daemon.replay("/a", X_Fetch_Since_Cursor=cursor) == ("unknown", [1, 2])
+
+
+async def test_the_memory_of_a_file_can_be_made_to_begin_anew(
+    with_backlog: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    """As docs/backlog.md says for a copy that is put back, and the like: what is held stays."""
+    (statement,) = re.findall(r'sqlite3 backlog.db "(UPDATE .*)"', (ROOT / "docs/backlog.md").read_text())
+    daemon = with_backlog("file")
+    (cursor,) = await cursors_of(daemon, "/a", range(1))
+    await asyncio.to_thread(daemon.stop)
+    with contextlib.closing(sqlite3.connect(tmp_path / "backlog.db")) as connection:
+        connection.execute(statement)
+        connection.commit()
+    daemon.start()
+    assert await daemon.replay("/a", X_Fetch_Since="10m") == ("partial", [0])
+    assert await daemon.replay("/a", **EVERYTHING) == ("partial", [0])
+    assert await daemon.replay("/a", X_Fetch_Since_Cursor=cursor_at(-60)) == ("unknown", [0])
+    (now,) = await cursors_of(daemon, "/a", range(1, 2))
+    assert await daemon.replay("/a", X_Fetch_Since_Cursor=now) == ("complete", [])
+    assert cursor < now
 
 
 @pytest.mark.parametrize("store", STORES)

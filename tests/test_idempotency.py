@@ -1,5 +1,7 @@
 """Remembered answers are kept for a while, and up to a number."""
 
+import math
+
 import pytest
 
 from core.errors import Refused
@@ -77,7 +79,9 @@ def test_the_window_begins_anew_when_the_answer_is_there() -> None:
     """And a refusal that comes late does not take away what was remembered meanwhile."""
     clock = Clock()
     answers: Answers[int] = Answers(window=10, clock=clock)
-    answers.remember(ask("k"), 1)
+    answers.remember(ask("k"), 1, age=-math.inf)
+    clock.now += 11
+    assert answers.find(ask("k")) == 1
     answers.remember(ask("other"), 2)
     clock.now += 9
     answers.remember(ask("k"), 1)
