@@ -44,25 +44,16 @@ class Follower:
 
     async def follow(self, placement: Placement) -> NoReturn:
         """From a place on, for as long as the connection lasts: cancelled when it is gone."""
-        position = placement.after
-        if not placement.whole:
-            position = await self._skip_what_is_gone(position)
+        position = await self._catch_up(placement.after, may_skip=not placement.whole)
         while True:
-            position = await self._catch_up(position)
             self._fanout.join(self._subscriber, position)
             position = await self._subscriber.serve()
+            position = await self._catch_up(position, may_skip=False)
 
-    async def _skip_what_is_gone(self, position: int) -> int:
-        """Where to go on by now, for a reader who knows that something is missing."""
-        while True:
-            try:
-                return await self._send_page(position)
-            except EventsGoneError as error:
-                position = error.position
-
-    async def _catch_up(self, position: int) -> int:
+    async def _catch_up(self, position: int, *, may_skip: bool) -> int:
         """Send all events after a position. The position by then.
 
+        may_skip: the reader knows that something is missing, so it may be more by now, before it has begun.
         Nothing is awaited after the last look at where the end is.
         """
         loop = asyncio.get_running_loop()
@@ -70,8 +61,11 @@ class Follower:
         while position < self._store.end:
             try:
                 position = await self._send_page(position)
+                may_skip = False
             except EventsGoneError as error:
-                await self._give_up(error)
+                if not may_skip:
+                    await self._give_up(error)
+                position = error.position
             if self._replay_end == math.inf and loop.time() >= ping_due:  # there may be nothing else to send
                 self._subscriber.send(self._ping())
                 ping_due = loop.time() + self._ping_interval
