@@ -28,13 +28,18 @@ def check_directory(storage: Path) -> None:
 
 
 def store_for(server: ServerConfig, deliver: Deliver) -> Store:
-    """The store that server.backlog asks for. deliver: puts an event on its way to the subscribers."""
+    """The store that server.backlog asks for. Raises StartError.
+
+    deliver: puts an event on its way to the subscribers.
+    """
     if not server.backlog.size:
         return Unstored(deliver)
     if server.backlog.storage:
         from plugins.backlog_storage import StoredBacklog  # noqa: PLC0415 (and SQLite with it)
 
-        return StoredBacklog(server, Path(server.backlog.storage).resolve(), deliver)
+        path = Path(server.backlog.storage).resolve()
+        check_directory(path)
+        return StoredBacklog(server, path, deliver)
     from plugins.backlog import Backlog  # noqa: PLC0415
 
     return Backlog(server.backlog, deliver)

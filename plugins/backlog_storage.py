@@ -108,7 +108,7 @@ class StoredBacklog(Backlog):
         lock_path = Path(f"{self._path}-lock")
         # the lock stays when the file itself is taken away; an empty file may be what a crash of 0.7 has left
         first_life = not lock_path.exists() and not self._path.exists()
-        self._lock = lock(lock_path)
+        self._lock = lock(self._path, lock_path)
         try:
             if is_old_backlog(self._path):
                 import_old_backlog(self._path, self._config.size, self._max_line_size, now)
@@ -305,17 +305,17 @@ def kinds_seen(private: bool) -> Sequence[str]:
     return KINDS if private else KINDS[:1]
 
 
-def lock(path: Path) -> int:
+def lock(storage: Path, lock_path: Path) -> int:
     """Keep a second server off the file until the open file that is returned is closed. Raises StartError."""
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        descriptor = os.open(lock_path, os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:
-        raise StartError(f"server.backlog.storage: {path}: {error.strerror}") from error
+        raise StartError(f"server.backlog.storage: {lock_path}: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
         taken = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
-        reason = "is in use by another PyPubSub" if taken else error.strerror
-        raise StartError(f"server.backlog.storage: {path}: {reason}") from error
+        reason = f"{storage}: is in use by another PyPubSub" if taken else f"{lock_path}: {error.strerror}"
+        raise StartError(f"server.backlog.storage: {reason}") from error
     return descriptor

@@ -80,6 +80,39 @@ def test_check_says_what_would_be_served(tmp_path: Path) -> None:
         assert f"{section}: has no effect" in ended.stdout
 
 
+def test_check_says_what_is_kept(tmp_path: Path) -> None:
+    """The backlog's bounds and place; settings without effect; a directory that is not there is a problem."""
+    backlog = "{size: 5, max_age: 1m, storage: %s}"
+    here = run(tmp_path, "--check", config=f"server: {{backlog: {backlog % 'backlog.db'}}}")
+    assert here.returncode == 0
+    assert "backlog: 5 public and as many private events, for 60 seconds at most, backlog.db\n" in here.stdout
+    assert not (tmp_path / "backlog.db").exists()
+    there = run(tmp_path, "--check", config=f"server: {{backlog: {backlog % 'nowhere/b.db'}}}")
+    assert there.returncode == 1
+    assert "server.backlog.storage: nowhere/b.db: there is no directory nowhere" in there.stderr
+    idle = run(tmp_path, "--check", config="server: {backlog: {storage: b.db}}").stdout
+    assert "backlog: none\n" in idle
+    assert "server.backlog.storage: has no effect while server.backlog.size is 0" in idle
+    memory = run(tmp_path, "--check", config="server: {backlog: {size: 1, memory: 1 MiB}}").stdout
+    assert "backlog: 1 public and as many private events, in memory\n" in memory
+    assert "server.backlog.memory: has no effect without server.backlog.storage" in memory
+
+
+def test_wrong_backlog_settings_are_explained(tmp_path: Path) -> None:
+    """With what is accepted."""
+    settings = "{size: -1, max_age: a week, storage: dir/, memory: none, sice: 1}"
+    lines = run(tmp_path, "--check", config=f"server: {{backlog: {settings}}}").stderr.splitlines()
+    assert len(lines) == 5
+    for key, expected in {
+        "size": "greater than or equal to 0",
+        "max_age": "a number with a unit (45s, 30m, 12h, 7d)",
+        "storage": "the path of a file",
+        "memory": "a number with a unit (64 KiB, 1 MiB)",
+        "sice": "did you mean server.backlog.size?",
+    }.items():
+        assert [line for line in lines if f"server.backlog.{key}: " in line and expected in line], lines
+
+
 def test_the_shipped_configuration_is_sound(tmp_path: Path) -> None:
     """No problem and no warning; every key is in it, with its default."""
     ended = run(ROOT, "--check")

@@ -388,3 +388,14 @@ async def test_a_key_covers_a_whole_batch(server: Daemon) -> None:
         assert [(await stream.event())["n"] for _ in range(3)] == [1, 2, 3]
     assert first.headers["X-Cursor"] == again.headers["X-Cursor"]
     assert first.text == again.text == "accepted 2 events\n"
+
+
+async def test_the_lines_of_a_batch_are_bounded_together(server: Daemon) -> None:
+    """Each holds the path, so a body of 100 KB could become a gigabyte: 413, and nothing is published."""
+    async with server.subscriber("/") as stream:
+        body = b"{}\n" * 30_000
+        answer = await server.put(f"/{'a' * 7000}", body, Content_Type="application/x-ndjson")
+        assert answer.status == 413
+        assert "send fewer" in answer.text
+        await server.put("/after", {"n": 1})
+        assert (await stream.event())["pubsub_path"] == "/after"
