@@ -10,9 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from daemon import Daemon
 from wire import Stream
 
+pytestmark = pytest.mark.timeout(180)  # on a machine that others use too
 ROUNDS = 12
 PUBLISHERS = 8
 

@@ -13,6 +13,7 @@ import pytest
 from daemon import Daemon
 from wire import Stream, ending
 
+pytestmark = pytest.mark.timeout(180)  # on a machine that others use too
 StartDaemon = Callable[..., Daemon]
 CURSOR = re.compile(rb'"pubsub_cursor": "([^"]{36})"')
 END = b'"n": "end"'
@@ -31,7 +32,7 @@ async def cursors_until_the_end(stream: Stream, pace: float = 0) -> list[bytes]:
     """The cursor of every event up to the one that says that it is the last. pace: seconds between reads."""
     received = bytearray()
     looked_at = 0
-    async with asyncio.timeout(50):
+    async with asyncio.timeout(150):
         while received.find(END, max(0, looked_at - len(END))) < 0:
             looked_at = len(received)
             piece = await stream.reader.read(256 * 1024)
