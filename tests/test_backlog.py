@@ -63,6 +63,12 @@ async def test_without_a_backlog_it_is_none(server: Daemon) -> None:
     assert await server.replay("/none") == (None, [])
 
 
+def test_without_a_backlog_nothing_of_it_is_there(server: Daemon) -> None:
+    """It costs nothing: SQLite is not even loaded, and no thread is started."""
+    assert "sqlite" not in Path(f"/proc/{server.pid}/maps").read_text()
+    assert len(list(Path(f"/proc/{server.pid}/task").iterdir())) == 1
+
+
 @pytest.mark.parametrize("store", STORES)
 async def test_after_a_cursor_it_is_complete(with_backlog: Callable[..., Daemon], store: str) -> None:
     """Each form of asking gives the events after it; no question, no replay."""
