@@ -108,9 +108,8 @@ class BacklogFile:
         from_the_start: whether, if it is made, nothing is known to have been published before.
         """
         try:
-            with contextlib.suppress(
-                FileExistsError
-            ):  # for the eyes of this user only: it holds private events
+            # for the eyes of this user only, since it holds private events
+            with contextlib.suppress(FileExistsError):
                 os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
             self._inode = self._path.stat().st_ino
             with self._database_errors():

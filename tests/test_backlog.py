@@ -243,7 +243,7 @@ async def test_the_public_cannot_tell_that_private_events_were_published(
                     await daemon.put("/private/a", {"n": "private"})
             for asked in [{"X-Fetch-Since": "-1"}, *({"X-Fetch-Since-Cursor": cursor} for cursor in cursors)]:
                 async with daemon.subscriber("/", asked) as stream:
-                    ours = {"X-Cursor", "Date"}
+                    ours = {"X-Cursor", "Date", "X-Subscribers"}  # the stream before may still be counted
                     shown.append([item for item in stream.headers.items() if item[0] not in ours])
                     shown.append([event["n"] for event in await stream.replay()])
             shown.append([(await live.event())["n"] for _ in range(8)])

@@ -566,9 +566,10 @@ async def test_the_cursor_file_follows_what_was_handled(run: Runner, tmp_path: P
         found = [(await program.line()).decode().split() for _ in range(5)]
         assert [content for _, content in found] == [cursor(n) for n in (1, 2, 3, 5, 6)]
         assert all(before != after for (before, _), (after, _) in itertools.pairwise(found))
-    program.process.kill()
-    await program.process.wait()
-    assert os.listdir(tmp_path) == ["cursor"]
+        async with asyncio.timeout(TIMEOUT):
+            while file.read_text() != f"{cursor(7)}\n":  # noqa: ASYNC110 (a file tells nobody)
+                await asyncio.sleep(0)
+        assert os.listdir(tmp_path) == ["cursor"]
 
 
 async def test_a_client_that_was_killed_goes_on_from_its_cursor_file(run: Runner, tmp_path: Path) -> None:
