@@ -134,27 +134,38 @@ class Backlog:
 
     async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:
         """Where a subscriber begins to read, and what it is told."""
-        lost = max((kind.lost for kind in self._seen(private) if kind.lost), default=None)
-        reach = Reach(self._began, lost, self._from_the_start)
         if asked is None:
             return Placement(now.position, None)
         if asked.cursor is not None:
-            return place_cursor(asked.cursor, reach, now.position)
+            return place_cursor(asked.cursor, self._reach(private), now.position)
         since = asked.since or 0.0
         first = await self._first_since(since, private)
-        return Placement(now.position if first is None else first - 1, judge_since(since, reach))
+        # the verdict after the look at the events: what has left before it is among what is lost
+        verdict = judge_since(since, self._reach(private))
+        return Placement(now.position if first is None else first - 1, verdict)
+
+    def _reach(self, private: bool) -> Reach:
+        return Reach(self._began, self._lost(private), self._from_the_start)
+
+    def _lost(self, private: bool) -> Mark | None:
+        """The latest event that has left, of the kinds that a subscriber may see."""
+        return max((kind.lost for kind in self._seen(private) if kind.lost), default=None)
 
     async def _first_since(self, timestamp: float, private: bool) -> int | None:
         """The position of the first event at that time or later, None if there is none."""
         found = (kind.recent.first_since(timestamp) for kind in self._seen(private))
         return min((position for position in found if position is not None), default=None)
 
+    def _check_held(self, after: int, private: bool) -> None:
+        """Raises EventsGoneError if something after that position has left."""
+        lost = self._lost(private)
+        if lost and after < lost.position:
+            raise EventsGoneError(lost.position)
+
     async def read(self, after: int, *, private: bool) -> Page:
         """What comes next."""
         kinds = self._seen(private)
-        gone = max(kind.lost.position if kind.lost else 0 for kind in kinds)
-        if after < gone:
-            raise EventsGoneError(gone)
+        self._check_held(after, private)
         found = [kind.recent.after(after, PAGE_EVENTS, PAGE_BYTES) for kind in kinds]
         # a kind of which there is more may have an event right behind its page
         end = min((lines[-1].position for lines, more in found if more), default=self._end)

@@ -24,7 +24,7 @@ from core.idempotency import Ask
 from core.recent import Line
 from core.replay import Placement, ReplayRequest
 from core.settings import ServerConfig
-from core.store import PORTION, Accepted, Deliver, EventsGoneError, Page, Remembered, StoreError
+from core.store import PORTION, Accepted, Deliver, Page, Remembered, StoreError
 from plugins.backlog import Backlog, Kind
 from plugins.backlog_file import KINDS, BacklogFile, Write
 from plugins.backlog_import import import_old_backlog, is_old_backlog
@@ -128,7 +128,7 @@ class StoredBacklog(Backlog):
                 pass
         except StoreError as error:  # it can be read, at least
             self._can_write.fails(error)
-        self._note_lost()
+        self._drop_lost()
         return life.last
 
     def remembered(self) -> Sequence[Remembered]:
@@ -188,7 +188,7 @@ class StoredBacklog(Backlog):
                 self._refuse(group)
             else:
                 self._can_write.works()
-                self._note_lost()
+                self._drop_lost()
                 await self._deliver_group(group)
 
     def _refuse(self, group: Sequence[_Waiting]) -> None:
@@ -218,23 +218,26 @@ class StoredBacklog(Backlog):
         """Let go of what is too old by now, answers too."""
         try:
             while await self._in(self._writing, self._file.prune, self._oldest_kept(), self._clock()):
-                self._note_lost()
+                self._drop_lost()
             if not self._can_write.there:  # a write that changes something tells whether it can again
                 await self._in(self._writing, self._file.reserve, self._end)
                 self._can_write.works()
         except StoreError as error:
             self._can_write.fails(error)
-        self._note_lost()
+        self._drop_lost()
 
     def _oldest_kept(self) -> float:
         return self._clock() - (self._config.max_age or math.inf)
 
-    def _note_lost(self) -> None:
+    def _drop_lost(self) -> None:
         for name, kind in zip(KINDS, (self._public, self._private), strict=True):
-            if lost := self._file.lost.get(name):
-                kind.lost = lost
-                while kind.recent and kind.recent.oldest.position <= lost.position:
-                    kind.drop_oldest()
+            lost = self._file.lost.get(name)
+            while lost and kind.recent and kind.recent.oldest.position <= lost.position:
+                kind.drop_oldest()
+
+    def _lost(self, private: bool) -> Mark | None:
+        kinds = kinds_seen(private)
+        return max((mark for kind, mark in self._file.lost.items() if kind in kinds), default=None)
 
     # Reading
 
@@ -269,9 +272,7 @@ class StoredBacklog(Backlog):
         upto = self._end  # what is stored beyond has not been delivered yet
         kinds = kinds_seen(private)
         lines = await self._page(after, upto, kinds)
-        gone = max((mark.position for kind, mark in self._file.lost.items() if kind in kinds), default=0)
-        if after < gone:
-            raise EventsGoneError(gone)
+        self._check_held(after, private)  # after the page was read: see BacklogFile.lost
         return Page(lines[-1].position if lines else upto, lines)
 
     async def _page(self, after: int, upto: int, kinds: Sequence[str]) -> list[Line]:

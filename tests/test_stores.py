@@ -177,6 +177,25 @@ async def test_nothing_is_read_before_it_is_delivered(tmp_path: Path) -> None:
         assert len(await publishing) == len(life.delivered) == 600
 
 
+@pytest.mark.parametrize("in_file", [False, True])
+async def test_complete_is_not_claimed_while_events_leave(
+    in_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if they leave between the question and the look at what is held."""
+    async with living(str(tmp_path) if in_file else None, 100, max_age=1) as life:
+        (event,) = await life.publish("/a")
+        life.clock.ns += 2 * 10**9
+        look = life.store._first_since
+
+        async def look_late(timestamp: float, private: bool) -> int | None:
+            await life.store.prune()
+            return await look(timestamp, private)
+
+        monkeypatch.setattr(life.store, "_first_since", look_late)
+        asked = ReplayRequest(since=event.stamp.timestamp)
+        assert (await life.ask(asked, private=False)).verdict == "partial"
+
+
 async def test_what_a_failed_commit_has_left_behind_is_undone(tmp_path: Path) -> None:
     """Its publishers were refused, and may have asked again, so it must not turn up when SQLite finds it."""
     async with living(str(tmp_path), 10) as life:
