@@ -103,23 +103,18 @@ class BacklogFile:
         self.lost: dict[str, Mark] = {}
 
     def open(self, now: Mark, *, from_the_start: bool) -> Life:
-        """Open the file, or make it: its memory begins now. Raises StartError.
+        """Open the file, or make it: its memory begins now. Raises OSError, StartError, StoreError.
 
         from_the_start: whether, if it is made, nothing is known to have been published before.
         """
-        try:
-            # for the eyes of this user only, since it holds private events
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
-            self._inode = self._path.stat().st_ino
-            with self._database_errors():
-                if self._is_empty():
-                    self._create(now, from_the_start)
-                return self._read_life()
-        except OSError as error:
-            raise StartError(f"server.backlog.storage: {self._path}: {error.strerror}") from error
-        except StoreError as error:
-            raise StartError(f"server.backlog.storage: {error}") from error
+        # for the eyes of this user only, since it holds private events
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
+        self._inode = self._path.stat().st_ino
+        with self._database_errors():
+            if self._is_empty():
+                self._create(now, from_the_start)
+            return self._read_life()
 
     def _is_empty(self) -> bool:
         # a connection of its own: _writing() would turn what may be another program's database to WAL mode
