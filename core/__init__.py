@@ -2,28 +2,34 @@
 
 An event runs through these modules in this order:
 
-    access      who is asking: networks, trusted proxies, cross-site requests
-    topics      a URL path -> the topics of a publish, or a Subscription
-    body        a body, inflated within its limit
-    event       a payload -> an Event, with its bytes for each wire form
-    cursor      the position (and time) that an event gets when it is published
-    store       where it goes before it goes out: kept in memory, in a file, or not at all
-    fanout      on its way to the subscribers: one write to each in a turn of the event loop
-    registry    the topic index: which of them want this event
-    subscriber  one reader: its bounded queue, its writes, the end of its stream
-    framing     the wire forms of a line
+    access          who is asking: networks, trusted proxies, cross-site requests
+    authentication  who they are: from the header Authorization to a login
+    topics          a URL path -> the topics of a publish, or a Subscription
+    body            a body, inflated within its limit
+    event           a payload -> an Event, with its bytes for each wire form
+    cursor          the position (and time) that an event gets when it is published
+    store           where it goes before it goes out: kept in memory, in a file, or not at all
+    fanout          on its way to the subscribers: one write to each in a turn of the event loop
+    registry        the topic index: which of them want this event
+    subscriber      one reader: its bounded queue, its writes, the end of its stream
+    framing         the wire forms of a line
 
 Beside that road:
 
-    replay       what a subscriber asks to have sent again, and what it can be promised
-    following    a subscriber's way from the backlog to the live events, and back when it falls behind
-    recent       the newest events, in memory
-    idempotency  the answers remembered for publishers who ask twice
-    settings     the sections `server` and `clients` of pypubsub.yaml
-    unix_socket  sockets in the file system
-    tls          the server's certificate
-    config       reading a YAML file into such sections, with errors that teach
-    errors       what can be refused, and what stops the start
+    replay          what a subscriber asks to have sent again, and what it can be promised
+    following       a subscriber's way from the backlog to the live events, and back when it falls behind
+    recent          the newest events, in memory
+    idempotency     the answers remembered for publishers who ask twice
+    login           credentials, and what a provider of users answers to them
+    attempts        failed attempts to log in
+    rights          what somebody may see and say
+    grants          rights as the configuration files write them
+    expiring        a table that forgets
+    settings        the sections `server` and `clients` of pypubsub.yaml
+    unix_socket     sockets in the file system
+    tls             the server's certificate
+    config          reading a YAML file into such sections, with errors that teach
+    errors          what can be refused, and what stops the start
 """
 
 __version__ = "1.0.0"

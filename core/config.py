@@ -6,8 +6,9 @@ where a default stands. Nothing here opens anything but the YAML file itself.
 
 import difflib
 import re
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -25,6 +26,7 @@ class Section(BaseModel):
     """Base of all sections: unknown keys are errors, and nothing changes after the start."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    shows_values: ClassVar[bool] = True  # in errors; a section with passwords does not
 
 
 def parse_duration(value: object) -> float:
@@ -56,42 +58,70 @@ PositiveDuration = Annotated[float, BeforeValidator(_parse_positive_duration)]  
 Size = Annotated[int, BeforeValidator(_parse_size)]  # bytes, more than 0
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, {} for an empty one. Raises ConfigError naming file, line and reason."""
+class _OnceEach(yaml.SafeLoader):
+    """Refuses a key that stands twice, where YAML's other loaders take the last one and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, "a key stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, keys: str, *, secret: bool = False) -> dict[Any, Any] | None:
+    """The mapping in a YAML file, None if there is nothing in it. Raises ConfigError: file, line and reason.
+
+    keys: what is expected in it, in words.
+    secret: there are passwords in it. Nothing of it is shown, and no key may stand twice.
+    """
     try:
-        content = _without_nulls(yaml.safe_load(path.read_bytes()))
+        content = yaml.load(path.read_bytes(), _OnceEach if secret else yaml.SafeLoader)  # noqa: S506 (both safe)
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
-        raise ConfigError([f"{path}: {line}not YAML: {error.problem or error.context}"]) from error
+        reason = error.problem or error.context or ""
+        raise ConfigError([f"{path}: {line}not YAML: {_unquoted(reason) if secret else reason}"]) from error
     except Exception as error:  # PyYAML's tags (!!int, !!bool) fail with whatever their conversion raises
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = type(error).__name__ if secret else (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError([f"{path}: not YAML: {reason}"]) from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError([f"{path}: expected keys such as server: and clients:, got {_found(content)}"])
+    if content is not None and not isinstance(content, dict):
+        found = _kind(content) if secret else _found(content)
+        raise ConfigError([f"{path}: expected {keys}, got {found}"])
     return content
 
 
-def _without_nulls(value: Any) -> Any:
+def _unquoted(reason: str) -> str:
+    """PyYAML's words without what it quotes from the file."""
+    return re.sub(r"'.*'|\".*\"", "...", reason)
+
+
+def without_nulls(value: Any) -> Any:
     """`key: ~`, and `section:` with nothing below it, mean the same as no such key at all."""
     if not isinstance(value, dict):
         return value
-    return {key: _without_nulls(below) for key, below in value.items() if below is not None}
+    return {key: without_nulls(below) for key, below in value.items() if below is not None}
 
 
 S = TypeVar("S", bound=Section)
 
 
-def build(model: type[S], content: dict[str, Any], path: Path) -> S:
-    """The section a model describes. Raises ConfigError with a line for each problem, in the file's order."""
+def build(model: type[S], content: Any, path: Path, above: tuple[str, ...] = ()) -> S:
+    """The section a model describes. Raises ConfigError with a line for each problem, in the file's order.
+
+    above: the keys in the file under which the content stands.
+    """
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise ConfigError([f"{path}: {_explain(model, problem)}" for problem in error.errors()]) from error
+        problems = [f"{path}: {_explain(model, problem, above)}" for problem in error.errors()]
+        raise ConfigError(problems) from error
 
 
 def _subsection(model: type[Section], key: object) -> type[Section] | None:
@@ -112,6 +142,7 @@ _EXPECTED = {
     "bool_parsing": "true or false",
     "string_type": "text (in quotes if it looks like a number)",
     "tuple_type": "a list",
+    "dict_type": "keys below it",
     "too_short": "a list that is not empty",
     "string_too_short": "text that is not empty",
     "model_type": "keys below it",
@@ -119,9 +150,9 @@ _EXPECTED = {
 }
 
 
-def _explain(model: type[Section], problem: Any) -> str:
+def _explain(model: type[Section], problem: Any, above: tuple[str, ...]) -> str:
     """One pydantic error as a line: key path, what is accepted, what was found."""
-    key_path = _key_path(problem["loc"])
+    key_path = _key_path((*above, *problem["loc"]))
     kind = problem["type"]
     if kind == "extra_forbidden":
         return f"{key_path}: unknown key{_suggestion(model, problem['loc'])}"
@@ -134,7 +165,8 @@ def _explain(model: type[Section], problem: Any) -> str:
     else:
         message = str(problem["msg"])
         expected = message.removeprefix("Input should be ")
-    return f"{key_path}: expected {expected}, got {_found(problem['input'])}"
+    found = _found(problem["input"]) if model.shows_values else _kind(problem["input"])
+    return f"{key_path}: expected {expected}, got {found}"
 
 
 def _key_path(location: tuple[int | str, ...]) -> str:
@@ -144,16 +176,25 @@ def _key_path(location: tuple[int | str, ...]) -> str:
 
 def _found(value: object) -> str:
     """What stands in the file, as YAML would show it and short."""
+    if isinstance(value, dict | list | tuple) or value is None:
+        return _kind(value)
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _kind(value: object) -> str:
+    """What stands in the file, without its value."""
     if isinstance(value, dict):
         return "a section with keys"
     if isinstance(value, list | tuple):
-        return "a list"
-    if isinstance(value, bool):
-        return "true" if value else "false"
+        return "a list" if value else "an empty list"
     if value is None:
         return "nothing"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    return "text" if isinstance(value, str) else "what YAML reads as a date"
 
 
 def _suggestion(model: type[Section], location: tuple[int | str, ...]) -> str:

@@ -6,13 +6,13 @@ What each key means to an operator stands in pypubsub.yaml.
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, StrictStr
 
 from core.access import Network
-from core.config import Duration, PositiveDuration, Section, Size, build, read_yaml
-from core.errors import ConfigError
+from core.config import Duration, PositiveDuration, Section, Size, build, read_yaml, without_nulls
+from core.grants import AnyGrants, Topic
 
 DEPLOYED_READERS_LINE_SIZE = 614_400  # bytes; a widely deployed reader fails for ever on a longer line
 
@@ -23,7 +23,7 @@ def _parse_port(value: object) -> int:
     return value
 
 
-def _parse_binds(value: object) -> object:
+def _as_list(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
@@ -45,23 +45,39 @@ def _check_origin(value: str) -> str:
     return value
 
 
-def _check_topic(value: str) -> str:
-    if not value or "/" in value or "," in value:
-        raise ValueError("a topic: text that is not empty and has no / and no comma")
-    return value
-
-
 def _check_file_path(value: str) -> str:
     if not value or value.endswith("/") or "\0" in value:
         raise ValueError("the path of a file")
     return value
 
 
+def _check_ldap_uri(value: str) -> str:
+    if not re.fullmatch(r"ldaps?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?", value, re.ASCII):
+        raise ValueError("ldap://host or ldaps://host, perhaps with a port, nothing behind it")
+    return value.rstrip("/")
+
+
+def _check_user_dn(value: str) -> str:
+    if "%s" not in value or "%" in value.replace("%s", ""):
+        raise ValueError("a dn with %s for the user's name: uid=%s,ou=people,dc=example,dc=org")
+    return value
+
+
+def _check_pattern(value: object) -> str:
+    if isinstance(value, dict) or (isinstance(value, str) and value.endswith(":")):
+        raise ValueError("a filter without a colon at its end, which makes a key of it in YAML")
+    if not isinstance(value, str) or "%s" not in value or "%" in value.replace("%s", "") or "=" not in value:
+        raise ValueError("a filter with %s for the user's name: member=uid=%s,ou=people,dc=example,dc=org")
+    return value
+
+
 Port = Annotated[int, BeforeValidator(_parse_port)]
 Bind = Annotated[StrictStr, AfterValidator(_check_bind)]
 Origin = Annotated[StrictStr, AfterValidator(_check_origin)]
-Topic = Annotated[StrictStr, AfterValidator(_check_topic)]
 FilePath = Annotated[StrictStr, AfterValidator(_check_file_path)]
+LdapUri = Annotated[StrictStr, AfterValidator(_check_ldap_uri)]
+UserDn = Annotated[StrictStr, AfterValidator(_check_user_dn)]
+Pattern = Annotated[str, BeforeValidator(_check_pattern)]
 UserAgentPart = Annotated[StrictStr, Field(min_length=1)]
 
 
@@ -87,7 +103,7 @@ class ServerConfig(Section):
     """server: where it listens, and its limits."""
 
     port: Port = 2069
-    bind: Annotated[tuple[Bind, ...], BeforeValidator(_parse_binds), Field(min_length=1)] = ("0.0.0.0",)  # noqa: S104
+    bind: Annotated[tuple[Bind, ...], BeforeValidator(_as_list), Field(min_length=1)] = ("0.0.0.0",)  # noqa: S104
     tls: TlsConfig | None = None
     max_payload_size: Size = 102_400
     max_line_size: Annotated[Size, AfterValidator(_check_line_size)] = 600_000
@@ -104,12 +120,44 @@ class ServerConfig(Section):
     access_log: StrictBool = False
 
 
+class LdapConfig(Section):
+    """clients.ldap: a directory of those who are not in the ACL file."""
+
+    uri: Annotated[tuple[LdapUri, ...], BeforeValidator(_as_list), Field(min_length=1)]  # asked in this order
+    start_tls: StrictBool = False
+    ca_file: FilePath | None = None  # PEM file; None: the system's authorities
+    verify: StrictBool = True  # the directory's certificate
+    user_dn: UserDn
+    base_scope: StrictStr
+    membership_patterns: tuple[Pattern, ...] = ()
+    acl: dict[StrictStr, AnyGrants]  # by the dn of a group or of a user
+    timeout: PositiveDuration = 5.0  # for a connection, and for an answer
+    refresh: PositiveDuration = 60.0
+    grace: Duration = 600.0
+
+    def warnings(self) -> list[str]:
+        """What an operator should know about valid settings, one line each."""
+        found = []
+        plain = any(uri.startswith("ldap:") for uri in self.uri)
+        if plain and not self.start_tls:
+            found.append("clients.ldap.uri: passwords go there unencrypted: use ldaps or start_tls")
+        if self.start_tls and not plain:
+            found.append("clients.ldap.start_tls: has no effect with ldaps, which is encrypted anyhow")
+        if not self.verify:
+            found.append("clients.ldap.verify: is off, so anybody in between can take the directory's place")
+        if not self.verify and self.ca_file:
+            found.append("clients.ldap.ca_file: has no effect while clients.ldap.verify is off")
+        return found
+
+
 class ClientsConfig(Section):
     """clients: who may publish, and who reads in an old form."""
 
     payloaders: tuple[Network, ...] = ()
     oldschoolers: tuple[UserAgentPart, ...] = ()
     secure_topics: tuple[Topic, ...] = ()
+    ldap: LdapConfig | None = None
+    wrong_credentials: Literal["refused", "anonymous"] = "refused"
 
 
 class Config(Section):
@@ -136,48 +184,26 @@ class Config(Section):
             found.append("server.backlog.storage: has no effect while server.backlog.size is 0")
         if backlog.memory != BacklogConfig().memory and not backlog.storage:
             found.append("server.backlog.memory: has no effect without server.backlog.storage")
+        if self.clients.ldap:
+            found += self.clients.ldap.warnings()
         if not self.clients.payloaders:
             found.append("clients.payloaders: is empty, so nobody may publish")
         return found
 
 
-def load(
-    config_path: Path, acl_path: Path, without_effect: Sequence[tuple[str, ...]]
-) -> tuple[Config, list[str]]:
+def load(path: Path, without_effect: Sequence[tuple[str, ...]]) -> tuple[Config, list[str]]:
     """The configuration, and what its owner should know about it. Raises ConfigError with all problems.
 
     without_effect: sections (key paths) that are accepted whatever they hold, and reported.
     """
-    content = read_yaml(config_path)
+    content = without_nulls(read_yaml(path, "keys such as server: and clients:") or {})
     warnings = [
-        f"{config_path}: {'.'.join(section)}: has no effect in this version"
+        f"{path}: {'.'.join(section)}: has no effect in this version"
         for section in without_effect
         if _cut_section(content, section)
     ]
-    problems = []
-    acl: dict[str, Any] = {}
-    try:
-        acl = read_yaml(acl_path) if _is_there(acl_path) else {}
-    except ConfigError as error:
-        problems = error.problems
-    try:
-        config = build(Config, content, config_path)
-    except ConfigError as error:
-        raise ConfigError(error.problems + problems) from error
-    if problems:
-        raise ConfigError(problems)
-    warnings += [f"{config_path}: {warning}" for warning in config.warnings()]
-    if acl:
-        warnings.append(f"{acl_path}: has no effect in this version, in which nobody gets private events")
-    return config, warnings
-
-
-def _is_there(path: Path) -> bool:
-    """Whether there is a file to read; one that may not be looked at counts, so that reading it says why."""
-    try:
-        return path.exists()
-    except OSError:
-        return True
+    config = build(Config, content, path)
+    return config, warnings + [f"{path}: {warning}" for warning in config.warnings()]
 
 
 def _cut_section(content: dict[str, Any], section: tuple[str, ...]) -> bool:

@@ -1,0 +1,111 @@
+"""From the header Authorization to a login: ask the providers, once for many who ask the same at a time.
+
+Who guesses is stopped (core.attempts), but not who has shown the same right credentials within a day: so no
+guessing of others behind the same proxy keeps them out.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from core.attempts import Attempts, TooManyAttempts
+from core.errors import Refused
+from core.expiring import Expiring
+from core.login import Credentials, Login, Provider, WrongCredentials, folded, parse_credentials
+
+log = logging.getLogger("pypubsub.log-in")
+
+_RECOGNISED_FOR = 86_400.0  # seconds
+_MOST_RECOGNISED = 20_000  # credentials
+
+
+class Authentication:
+    """Asks providers of users, in their order.
+
+    anonymous: wrong credentials are no error, but as good as none.
+    """
+
+    def __init__(self, providers: Sequence[Provider], *, anonymous: bool) -> None:
+        self._providers = providers
+        self._anonymous = anonymous
+        self._attempts = Attempts()
+        self._recognised: Expiring[bytes, None] = Expiring(_RECOGNISED_FOR, _MOST_RECOGNISED)  # digests
+        self._under_way: dict[bytes, asyncio.Task[Login]] = {}  # by digest
+
+    @property
+    def configured(self) -> bool:
+        """Whether there is a provider. If there is none, nobody can log in, and credentials are ignored."""
+        return any(provider.configured for provider in self._providers)
+
+    async def log_in(self, authorization: Sequence[str], address: str) -> Login | None:
+        """Who somebody is; None if nobody is claimed, or nobody could tell.
+
+        authorization: the values of the header; address: where the request comes from.
+        Raises WrongCredentials, TooManyAttempts, Refused(503).
+        """
+        if not authorization or not self.configured:
+            return None
+        try:
+            return await self._identify(parse_credentials(authorization), address)
+        except (WrongCredentials, TooManyAttempts):
+            if self._anonymous:
+                return None
+            raise
+
+    async def _identify(self, credentials: Credentials, address: str) -> Login:
+        for provider in self._providers:
+            if login := provider.recall(credentials):
+                return login
+        task = self._under_way.get(credentials.digest)
+        if task is None:
+            task = self._begin(credentials, address)
+        # shielded: others may wait for the same, and a guess that is taken back would not be counted
+        return await asyncio.shield(task)
+
+    def _begin(self, credentials: Credentials, address: str) -> asyncio.Task[Login]:
+        recognised = credentials.digest in self._recognised
+        if not recognised:
+            self._attempts.begin(address, folded(credentials.user))
+        attempt = self._attempt(credentials, None if recognised else address)
+        task = asyncio.create_task(attempt, name="log in")
+        self._under_way[credentials.digest] = task
+        task.add_done_callback(lambda done: self._ended(credentials.digest, done))
+        return task
+
+    def _ended(self, digest: bytes, task: asyncio.Task[Login]) -> None:
+        del self._under_way[digest]
+        if not task.cancelled() and not isinstance(error := task.exception(), Refused | None):
+            log.error("error in a log-in", exc_info=error)  # everybody who waited for it may have left
+
+    async def _attempt(self, credentials: Credentials, address: str | None) -> Login:
+        """address: where a failure is counted; None: nowhere."""
+        try:
+            login = await self._ask(credentials)
+            self._recognised.put(credentials.digest, None)
+        except WrongCredentials:
+            self._recognised.forget(credentials.digest)
+            raise
+        except Refused:  # could not be found out: no guess
+            self._take_back(credentials, address)
+            raise
+        self._take_back(credentials, address)
+        return login
+
+    def _take_back(self, credentials: Credentials, address: str | None) -> None:
+        if address:
+            self._attempts.succeeded(address, folded(credentials.user))
+
+    async def _ask(self, credentials: Credentials) -> Login:
+        for provider in self._providers:
+            if login := await provider.log_in(credentials):
+                return login
+        for provider in self._providers:
+            await provider.pretend()
+        raise WrongCredentials
+
+    async def stop(self) -> None:
+        """End what is under way."""
+        for task in self._under_way.values():
+            task.cancel()
+        if self._under_way:
+            await asyncio.wait(list(self._under_way.values()))

@@ -1,0 +1,145 @@
+"""Who somebody is: credentials, what a provider of users answers to them, and for how long that holds.
+
+Providers are the ACL file and the directory (plugins/acl.py, plugins/ldap.py).
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from core.errors import Refused
+from core.rights import Rights
+
+AUTHENTICATE = {"WWW-Authenticate": 'Basic realm="PyPubSub", charset="UTF-8"'}  # RFC 7617
+_KEY = secrets.token_bytes(32)  # so that a digest is of no use outside of this process
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a client claims. digest: stands for both, in tables that hold no password."""
+
+    user: str
+    password: str = field(repr=False)
+    digest: bytes = field(repr=False)
+
+
+class WrongCredentials(Refused):
+    """401: credentials that are malformed, or that no provider takes. Such an answer is held back."""
+
+    def __init__(self, message: str = "wrong user or password") -> None:
+        super().__init__(401, message, headers=AUTHENTICATE)
+
+
+class Login(NamedTuple):
+    """Somebody whose credentials were right."""
+
+    provider: "Provider"
+    user: str  # one name for all spellings that the provider takes as the same
+    rights: Rights  # by then; Provider.rights_by_now() tells what became of them
+    proof: object  # the provider's own note of what was shown to it
+
+    @property
+    def name(self) -> str:
+        """The user among those of all providers."""
+        return f"{self.provider.name} {self.user}"
+
+
+class Provider(Protocol):
+    """What the server asks of a provider of users."""
+
+    name: str  # such as "file"
+
+    @property
+    def configured(self) -> bool:
+        """Whether there is anybody to ask. Without any provider credentials are ignored."""
+
+    async def run(self) -> None:
+        """What it does beside its answers, until cancelled."""
+
+    async def reload(self) -> None:
+        """Look anew at where its users are kept. If that cannot be used, keep the old ones and say so."""
+
+    async def stop(self) -> None:
+        """Let go of what it holds open."""
+
+    def recall(self, credentials: Credentials) -> Login | None:
+        """The answer that log_in() gave to the same credentials a short while ago, if it still holds."""
+
+    async def log_in(self, credentials: Credentials) -> Login | None:
+        """None if it has no such user. Raises WrongCredentials; Refused(503) if it cannot be found out."""
+
+    async def pretend(self) -> None:
+        """Take as long as for a wrong password, so that nobody can find out which users there are."""
+
+    def rights_by_now(self, login: Login) -> Rights | None:
+        """What a login for an open stream is worth; None if its credentials would be refused now."""
+
+
+class OpenStreams(Protocol):
+    """What a provider may ask of the server."""
+
+    def logins(self) -> Iterable[Login]:
+        """Of all open streams."""
+
+    def rights_changed(self) -> None:
+        """Have Provider.rights_by_now() asked for each of them."""
+
+
+Providers = Callable[[OpenStreams], Sequence[Provider]]
+
+
+def parse_credentials(authorization: Sequence[str]) -> Credentials:
+    """The values of the header Authorization, as RFC 7617 has them. Raises WrongCredentials."""
+    if len(authorization) != 1:
+        raise WrongCredentials("Authorization: expected once")
+    scheme, _, encoded = authorization[0].strip(" \t").partition(" ")
+    if scheme.lower() != "basic":
+        raise WrongCredentials("Authorization: only Basic is known here")
+    try:
+        decoded = base64.b64decode(encoded.strip(" ").encode("ascii"), validate=True).decode()
+    except (UnicodeError, binascii.Error):
+        raise WrongCredentials("Authorization: expected Basic, and user:password in Base64") from None
+    user, colon, password = decoded.partition(":")
+    if not colon or not user:
+        raise WrongCredentials("Authorization: expected user:password")
+    if problem := problem_with_user(user) or problem_with_password(password):
+        raise WrongCredentials(f"Authorization: {problem}")
+    return Credentials(user, password, digest_of(user, password))
+
+
+def digest_of(user: str, password: str) -> bytes:
+    """What stands for a user and a password, neither of which has a NUL."""
+    return hmac.digest(_KEY, f"{user}\0{password}".encode(), hashlib.sha256)
+
+
+def problem_with_user(user: str) -> str | None:
+    """Why this can be nobody's name; None if it can."""
+    if not user or ":" in user:
+        return "a user's name is not empty and has no colon"
+    if user != user.strip() or _has(user, "Cc", "Cf"):
+        return "a user's name has no spaces around it and no control or format characters"
+    return None
+
+
+def problem_with_password(password: str) -> str | None:
+    """Why this can be nobody's password; None if it can."""
+    if not password:
+        return "a password is not empty"  # to a directory, an empty one means: as nobody, and that succeeds
+    if _has(password, "Cc"):
+        return "a password has no control characters"  # RFC 7617 section 2
+    return None
+
+
+def _has(text: str, *categories: str) -> bool:
+    return any(unicodedata.category(character) in categories for character in text)
+
+
+def folded(user: str) -> str:
+    """One spelling for all that a directory takes as the same name (caseIgnoreMatch, RFC 4518)."""
+    return " ".join(unicodedata.normalize("NFKC", user).casefold().split())
