@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import getpass
 import json
 import logging
 import math
@@ -20,7 +21,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 
 from core import __version__
 from core.access import UNIX, Networks, from_another_site, plain_address, publisher_address
+from core.authentication import Authentication
 from core.body import inflate, too_large
 from core.cursor import Mark, Stamps
 from core.errors import RETRY_AFTER, ConfigError, Refused, StartError
@@ -38,6 +40,7 @@ from core.fanout import Fanout
 from core.following import Follower, Surroundings
 from core.framing import wire_form
 from core.idempotency import Answers, Ask, ask_again
+from core.login import AUTHENTICATE, Login, WrongCredentials, problem_with_password
 from core.replay import replay_request
 from core.settings import BacklogConfig, Config, load
 from core.store import PORTION, Accepted
@@ -45,7 +48,9 @@ from core.subscriber import Subscriber
 from core.tls import tls_context
 from core.topics import PublishPath, parse_publish_path, parse_subscription
 from core.unix_socket import UnixSocket, answers
-from plugins import SECTIONS_WITHOUT_EFFECT, check_directory, store_for
+from plugins import SECTIONS_WITHOUT_EFFECT, check_directory, providers_for, store_for
+from plugins.acl import Users, read_users
+from plugins.acl_passwords import hash_password
 
 log = logging.getLogger("pypubsub")
 
@@ -60,7 +65,6 @@ MAX_HELD_REFUSALS = 1000
 FILES_OF_OUR_OWN = 30  # open files that are not connections: logs, sockets that listen, the event loop's
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 ACCEPT_BACKLOG = 1024  # connections waiting to be accepted: after a restart everybody comes back at once
-AUTHENTICATE = {"WWW-Authenticate": 'Basic realm="PyPubSub", charset="UTF-8"'}  # RFC 7617
 CORS_REQUEST_HEADERS = (
     "Accept, Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Fetch-Since, X-Fetch-Since-Cursor"
 )
@@ -133,7 +137,7 @@ class HttpServer(web.Server):
 class Server:
     """The daemon: an HTTP server, and the subscribers it serves."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, acl_path: Path, users: Users | None) -> None:
         self.config = config
         self._fanout = Fanout(backlog=bool(config.server.backlog.size))
         self._store = store_for(config.server, self._fanout.deliver)
@@ -142,6 +146,10 @@ class Server:
             self._fanout, self._store, asyncio.Lock(), ping_line, config.server.ping_interval
         )
         self._stamping = asyncio.Lock()  # held while the stamps of a long batch are given, over several turns
+        self._providers = providers_for(acl_path, users, self)
+        self._authentication = Authentication(
+            self._providers, anonymous=config.clients.wrong_credentials == "anonymous"
+        )
         self._publishers = Networks(config.clients.payloaders)
         self._trusted_proxies = Networks(config.server.trusted_proxies)
         self._secure_topics = frozenset(config.clients.secure_topics)
@@ -154,6 +162,7 @@ class Server:
         self._requests = 0  # so far, without private publishes, which must not show to everybody
         self._batches: set[asyncio.Task[Accepted]] = set()
         self._held_refusals = 0
+        self._reload_asked = asyncio.Event()
         self._stop = asyncio.Event()
         self._no_publishing = asyncio.Event()  # set when, after _stop, the last publish is answered
         self._no_subscribers = asyncio.Event()  # set when, after _stop, the last subscriber has left
@@ -176,6 +185,8 @@ class Server:
                     tasks.create_task(self._store.run(), name="store"),
                     tasks.create_task(self._ping(), name="ping"),
                     tasks.create_task(self._drop_stalled(), name="drop stalled readers"),
+                    tasks.create_task(self._reload(), name="reload"),
+                    *(tasks.create_task(provider.run(), name=provider.name) for provider in self._providers),
                 ]
                 await self._stop.wait()
                 await self._drain()
@@ -183,6 +194,9 @@ class Server:
                     task.cancel()
         finally:
             await self._runner.cleanup()
+            await self._authentication.stop()
+            for provider in self._providers:
+                await provider.stop()
             await self._store.stop()
             for unix_socket in self._unix_sockets:
                 unix_socket.remove()
@@ -221,9 +235,9 @@ class Server:
         log.info("%s: stopping, with %d subscribers", number.name, len(self._fanout))
         self._stop.set()
 
-    @staticmethod
-    def _on_reload_signal(number: signal.Signals) -> None:
-        log.info("%s: there is nothing to reload in this version", number.name)
+    def _on_reload_signal(self, number: signal.Signals) -> None:
+        log.info("%s: reloading", number.name)
+        self._reload_asked.set()
 
     async def _listen(self) -> None:
         server = self.config.server
@@ -274,6 +288,34 @@ class Server:
             await asyncio.sleep(self.config.server.ping_interval)
             self._fanout.ping(ping_line())
 
+    async def _reload(self) -> None:
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            for provider in self._providers:
+                await provider.reload()
+
+    # The rights of open streams (core.login.OpenStreams)
+
+    def logins(self) -> Iterator[Login]:
+        """Of all open streams."""
+        return (subscriber.login for subscriber in self._fanout if subscriber.login)
+
+    def rights_changed(self) -> None:
+        """Have every open stream get what its user may see by now, and no more."""
+        for subscriber in list(self._fanout):
+            self._review(subscriber)
+
+    def _review(self, subscriber: Subscriber) -> None:
+        login = subscriber.login
+        if login is None or subscriber.end_reason is not None:
+            return
+        rights = login.provider.rights_by_now(login)
+        if rights is None:
+            subscriber.drop("its credentials no longer hold")
+        elif rights != subscriber.rights:
+            self._fanout.change_rights(subscriber, rights)
+
     async def _drop_stalled(self) -> None:
         timeout = self.config.server.write_timeout
         while True:
@@ -288,11 +330,12 @@ class Server:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request. Whatever goes wrong in it is answered too."""
         self._requests += 1
+        arrived = asyncio.get_running_loop().time()
         try:
             return await self._route(request)
         except Refused as refused:
-            if request.method == "GET":
-                await self._hold_back()
+            if request.method == "GET" or isinstance(refused, WrongCredentials):
+                await self._hold_back(arrived)
             return self.refuse(request, refused)
         except ConnectionError:
             raise  # nobody is there to be answered
@@ -345,12 +388,16 @@ class Server:
             response.force_close()
         return response
 
-    async def _hold_back(self) -> None:
-        """Answer a refused subscriber late: deployed readers ask again without a pause."""
+    async def _hold_back(self, arrived: float) -> None:
+        """Answer a refused subscriber late: deployed readers ask again without a pause.
+
+        So is who guesses passwords, and at a time that does not tell how far the guess got.
+        """
         if self._held_refusals < MAX_HELD_REFUSALS:
             self._held_refusals += 1
+            answered = arrived + self.config.server.refusal_delay
             try:
-                await happens(self._stop, self.config.server.refusal_delay)
+                await happens(self._stop, answered - asyncio.get_running_loop().time())
             finally:
                 self._held_refusals -= 1
 
@@ -403,7 +450,7 @@ class Server:
         try:
             path = parse_publish_path(request.rel_url.raw_path)
             self._requests -= path.private
-            publisher = self._authorize(request, path)
+            publisher = await self._authorize(request, path)
             body = await self._read_body(request)
             ask = None
             if (key := request.headers.get("Idempotency-Key")) is not None:
@@ -421,8 +468,8 @@ class Server:
             if self._stop.is_set() and not self._publishing:
                 self._no_publishing.set()
 
-    def _authorize(self, request: web.BaseRequest, path: PublishPath) -> str:
-        """The address that publishes. Raises Refused (401, 403) if it may not, before the body is read."""
+    async def _authorize(self, request: web.BaseRequest, path: PublishPath) -> str:
+        """Who publishes, a user or an address. Raises Refused if it may not, before the body is read."""
         headers = request.headers
         if from_another_site(
             headers.get("Sec-Fetch-Site"),
@@ -433,22 +480,36 @@ class Server:
             raise Refused(
                 403, "a page of another site may not publish here (server.cors_origins lists who may)"
             )
+        address = self._address(request)
+        login = await self._log_in(request, address)
         if secured := self._secure_topics & path.all_topics:
+            if login and login.rights.may_say(secured):
+                return login.name
             topics = ", ".join(sorted(secured))
             if "Authorization" not in headers:
                 raise Refused(401, f"credentials are needed to publish on {topics}", headers=AUTHENTICATE)
             raise Refused(403, f"these credentials give no right to publish on {topics}")
-        address = publisher_address(
-            connection_of(request).peer,
-            self._trusted_proxies,
-            headers.getall("X-Forwarded-For", ()),
-            headers.getall("Forwarded", ()),
-        )
         if address is None or not self._publishers.hold(address):
             raise Refused(
                 403, f"{address or 'an unknown address'} may not publish here (see clients.payloaders)"
             )
-        return address
+        return login.name if login else address
+
+    def _address(self, request: web.BaseRequest) -> str | None:
+        """Where a request comes from, None if that cannot be known."""
+        return publisher_address(
+            connection_of(request).peer,
+            self._trusted_proxies,
+            request.headers.getall("X-Forwarded-For", ()),
+            request.headers.getall("Forwarded", ()),
+        )
+
+    async def _log_in(self, request: web.BaseRequest, address: str | None) -> Login | None:
+        """Who asks, if they say so and it can be told. Raises Refused (401, 429, 503)."""
+        credentials = request.headers.getall("Authorization", ())
+        if not credentials:
+            return None
+        return await self._authentication.log_in(credentials, address or connection_of(request).peer or UNIX)
 
     async def _read_body(self, request: web.BaseRequest) -> bytes:
         """The body, inflated. Raises Refused."""
@@ -552,6 +613,8 @@ class Server:
     async def _subscribe(self, request: web.BaseRequest) -> web.StreamResponse:
         subscription = parse_subscription(request.rel_url.raw_path)
         asked = replay_request(request.headers, request.query, time.time())
+        login = await self._log_in(request, self._address(request))
+        private = bool(login and login.rights.sees)
         user_agent = request.headers.get("User-Agent", "")
         wire = wire_form(
             http_1_0=request.version < HttpVersion11,
@@ -560,7 +623,7 @@ class Server:
         async with self._stamping:  # not between the stamps of a batch
             now = self._stamps.next()
         await self._store.settle(now.position)  # what was stamped before has been delivered
-        placement = await self._store.place(asked, Mark(now.position, now.timestamp), private=False)
+        placement = await self._store.place(asked, Mark(now.position, now.timestamp), private=private)
         response = web.StreamResponse(
             headers=self._headers(request)
             | {
@@ -579,16 +642,19 @@ class Server:
         if writer is None or request.transport is None:
             raise ConnectionError("the client left before its stream began")
         connection = connection_of(request)
+        peer = connection.peer or "a peer already gone"
         subscriber = Subscriber(
-            connection.peer or "a peer already gone",
+            f"{peer} ({login.user})" if login else peer,
             subscription,
             wire,
             request.transport,
             connection,
             writer.drain,
             self.config.server.subscriber_buffer,
+            login,
         )
         self._fanout.add(subscriber)
+        self._review(subscriber)  # its rights may have changed since it logged in
         since = time.monotonic()
         try:
             await Follower(subscriber, now.position, self._surroundings).follow(placement)
@@ -704,6 +770,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--check", action="store_true", help="load everything, say what would be served, and exit"
     )
+    parser.add_argument(
+        "--hash-password",
+        action="store_true",
+        help="ask for a password, print its hash for the ACL, and exit",
+    )
     parser.add_argument("--version", action="version", version=f"PyPubSub {__version__}")
     parser.add_argument(
         "--log-level",
@@ -715,9 +786,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def check(config: Config, warnings: Sequence[str]) -> int:
+def load_all(config_path: Path, acl_path: Path) -> tuple[Config, Users | None, list[str]]:
+    """Both files, and what their owner should know about them. Raises ConfigError with all problems."""
+    problems: list[str] = []
+    try:
+        users = read_users(acl_path)
+    except ConfigError as error:
+        problems = error.problems
+    try:
+        config, warnings = load(config_path, SECTIONS_WITHOUT_EFFECT)
+    except ConfigError as error:
+        raise ConfigError(error.problems + problems) from error
+    if problems:
+        raise ConfigError(problems)
+    return config, users, warnings + (users.warnings if users else [])
+
+
+def check(config: Config, users: Users | None, warnings: Sequence[str]) -> int:
     """Print what would be served, and every problem with it. The exit status."""
-    server = config.server
+    server, clients = config.server, config.clients
     for bind in server.bind:
         if bind.startswith("unix:"):
             print(f"serves {bind}")
@@ -725,10 +812,13 @@ def check(config: Config, warnings: Sequence[str]) -> int:
         print(f"serves {url(bind, server.port, tls=False)}")
         if server.tls:
             print(f"serves {url(bind, server.tls.port, tls=True)}")
-    print(f"publishers: {', '.join(map(str, config.clients.payloaders)) or 'nobody'}")
+    print(f"publishers: {', '.join(map(str, clients.payloaders)) or 'nobody'}")
     print(f"backlog: {shown_backlog(server.backlog)}")
-    if config.clients.secure_topics:
-        print(f"secure topics: {', '.join(config.clients.secure_topics)}")
+    print(f"users: {len(users.by_name) if users else 'none'} in the ACL file")
+    if clients.ldap:
+        print(f"directory: {', '.join(clients.ldap.uri)}")
+    if clients.secure_topics:
+        print(f"secure topics: {', '.join(clients.secure_topics)}")
     for warning in warnings:
         print(f"warning: {warning}")
     try:
@@ -739,6 +829,25 @@ def check(config: Config, warnings: Sequence[str]) -> int:
     except StartError as error:
         print(error, file=sys.stderr)
         return 1
+    return 0
+
+
+def print_hash() -> int:
+    """Ask for a password, twice at a terminal, and print its hash. The exit status."""
+    at_terminal = sys.stdin.isatty()
+    try:
+        password = getpass.getpass() if at_terminal else sys.stdin.readline().rstrip("\r\n")
+        problem = problem_with_password(password)
+        if problem is None and at_terminal and getpass.getpass("Again: ") != password:
+            problem = "the two passwords differ"
+    except (EOFError, KeyboardInterrupt):
+        problem = "no password was given"
+    except UnicodeError:
+        problem = "a password is text in UTF-8"
+    if problem:
+        print(problem, file=sys.stderr)
+        return 1
+    print(hash_password(password))
     return 0
 
 
@@ -761,26 +870,28 @@ def raise_file_limit() -> int:
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, acl_path: Path, users: Users | None) -> None:
     """Run a server in this event loop until it is stopped."""
-    await Server(config).run()
+    await Server(config, acl_path, users).run()
 
 
 def main() -> int:
     """Run the daemon. 0: stopped by a signal, or checked and found good; 1: not so; 2: not configured."""
     arguments = parse_arguments()
+    if arguments.hash_password:
+        return print_hash()
     logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        config, warnings = load(arguments.config, arguments.acl, SECTIONS_WITHOUT_EFFECT)
+        config, users, warnings = load_all(arguments.config, arguments.acl)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1 if arguments.check else 2
     if arguments.check:
-        return check(config, warnings)
+        return check(config, users, warnings)
     for warning in warnings:
         log.warning("%s", warning)
     try:
-        asyncio.run(serve(config))
+        asyncio.run(serve(config, arguments.acl, users))
     except StartError as error:
         log.error("%s", error)  # noqa: TRY400 (one clear line, no traceback)
         return 1

@@ -1,9 +1,10 @@
 """An event's way to its subscribers: match, gather, and one write to each at the end of a turn of the loop.
 
-Subscribers who follow the same topics in the same wire form stand in one channel. What is published in one
-turn of the event loop is gathered by channel and joined once, then the same bytes are written to each of
-them. A crowd is written to in slices, a turn of the loop for each, so that requests and other channels need
-not wait for all of it; what is published meanwhile is gathered for the channel's next round.
+Subscribers who follow the same topics with the same rights in the same wire form stand in one channel. What
+is published in one turn of the event loop is gathered by channel and joined once, then the same bytes are
+written to each of them. A crowd is written to in slices, a turn of the loop for each, so that requests and
+other channels need not wait for all of it; what is published meanwhile is gathered for the channel's next
+round.
 
 A subscriber for whom too much waits falls behind: it leaves its channel, at a known position, and comes back
 when it has read the rest from the backlog. Without a backlog it is dropped.
@@ -12,21 +13,33 @@ when it has read the rest from the backlog. Without a backlog it is dropped.
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from core.event import Event
 from core.framing import Wire
 from core.registry import Registry
+from core.rights import Rights, Segment, is_for, private_batches
 from core.subscriber import Subscriber
-from core.topics import Subscription
+from core.topics import PublishPath, Subscription
 
 _SLICE = 100  # subscribers written to in a turn of the loop, which takes about a millisecond
 _JOIN_BYTES = 64 * 1024  # frames are joined up to about this size
 _GATHER_BYTES = 256 * 1024  # with more than this gathered, publishers wait until all of it is written
 
 
+Key = tuple[Subscription, frozenset[Segment], Wire]
+
+
+def _key(subscriber: Subscriber) -> Key:
+    """Subscribers for whom this is equal get the same bytes."""
+    return subscriber.subscription, subscriber.rights.sees, subscriber.wire
+
+
 class Channel:
-    """The subscribers of one subscription and wire form, and the frames gathered for them."""
+    """The subscribers who get the same bytes, and the frames gathered for them.
+
+    like: a subscriber such as they are.
+    """
 
     __slots__ = (
         "_gathered_bytes",
@@ -36,13 +49,15 @@ class Channel:
         "_writes",
         "gathered",
         "queued",
+        "rights",
         "round_end",
         "subscribers",
+        "subscription",
         "wire",
     )
 
-    def __init__(self, wire: Wire) -> None:
-        self.wire = wire
+    def __init__(self, like: Subscriber) -> None:
+        self.subscription, self.rights, self.wire = like.subscription, like.rights, like.wire
         self.subscribers: set[Subscriber] = set()
         self.gathered: list[bytes] = []
         self.queued = False  # for its turn in Fanout._write_slice()
@@ -52,6 +67,10 @@ class Channel:
         self._writes: list[bytes] = []  # this round's bytes
         self._unwritten: list[Subscriber] = []  # who has not been sent them yet
         self._newcomers: dict[Subscriber, int] = {}  # -> the first of the gathered frames that is for them
+
+    def may_see(self, path: PublishPath) -> bool:
+        """Whether events of this path are for these subscribers."""
+        return is_for(path, self.subscription, self.rights)
 
     @property
     def busy(self) -> bool:
@@ -129,10 +148,12 @@ class Fanout:
     def __init__(self, *, backlog: bool) -> None:
         self._backlog = backlog
         self._registry: Registry[Channel] = Registry()
-        self._channels: dict[tuple[Subscription, Wire], Channel] = {}
+        self._private: Registry[Channel] = Registry()  # for private events, those with the right to any
+        self._channels: dict[Key, Channel] = {}
         self._queue: deque[Channel] = deque()  # those with something to write
         self._live = 0  # subscribers in channels
         self._reading: set[Subscriber] = set()  # subscribers who read the backlog
+        self._end = 0  # position up to which everything has been delivered
 
     def __len__(self) -> int:
         return self._live + len(self._reading)
@@ -148,13 +169,18 @@ class Fanout:
 
     def join(self, subscriber: Subscriber, position: int) -> None:
         """From now on the subscriber gets what it asked for; up to that position it has had everything."""
-        key = (subscriber.subscription, subscriber.wire)
+        self._end = max(self._end, position)
+        self._reading.remove(subscriber)
+        self._join(subscriber)
+
+    def _join(self, subscriber: Subscriber) -> None:
+        key = _key(subscriber)
         channel = self._channels.get(key)
         if channel is None:
-            channel = self._channels[key] = Channel(subscriber.wire)
-            self._registry.add(channel, subscriber.subscription)
-        self._reading.remove(subscriber)
-        channel.add(subscriber, position)
+            channel = self._channels[key] = Channel(subscriber)
+            self._registry.add(channel, channel.subscription)
+            self._private.add(channel, private_batches(channel.subscription, channel.rights.sees))
+        channel.add(subscriber, self._end)
         self._live += 1
 
     def remove(self, subscriber: Subscriber) -> None:
@@ -165,24 +191,44 @@ class Fanout:
             self._leave(subscriber)
 
     def _leave(self, subscriber: Subscriber) -> None:
-        key = (subscriber.subscription, subscriber.wire)
+        key = _key(subscriber)
         channel = self._channels[key]
         channel.remove(subscriber)
         self._live -= 1
         if not channel.subscribers:
             del self._channels[key]
-            self._registry.remove(channel, subscriber.subscription)
+            self._registry.remove(channel, channel.subscription)
+            self._private.remove(channel, private_batches(channel.subscription, channel.rights.sees))
+
+    def change_rights(self, subscriber: Subscriber, rights: Rights) -> None:
+        """From now on the subscriber sees what these rights allow."""
+        reduced = not subscriber.rights.sees <= rights.sees
+        if subscriber not in self._reading:
+            self._flush(self._channels[_key(subscriber)])  # which may make it fall behind
+        if subscriber in self._reading:
+            subscriber.rights = rights
+        else:
+            self._leave(subscriber)
+            subscriber.rights = rights
+            self._join(subscriber)
+        if reduced and subscriber.has_unread:
+            subscriber.drop("it has fewer rights now, and may not get what waits for it")
 
     def deliver(self, event: Event) -> None:
         """Put an event on its way to those who want it."""
-        if event.path.private:
-            return  # nobody has been given the right to see it
+        self._end = event.stamp.position
         frames: dict[Wire, bytes] = {}
-        for channel in self._registry.match(event.path.all_topics):
+        for channel in self._wanting(event.path):
             frame = frames.get(channel.wire)
             if frame is None:
                 frame = frames[channel.wire] = channel.wire(event.line)
             self._gather(channel, frame, event.stamp.position)
+
+    def _wanting(self, path: PublishPath) -> Iterable[Channel]:
+        if not path.private:
+            return self._registry.match(path.all_topics)
+        # the index finds candidates, their rights decide
+        return [channel for channel in self._private.match(frozenset(path.topics)) if channel.may_see(path)]
 
     def ping(self, line: bytes) -> None:
         """Put a ping on its way to everybody who is live, behind the events that are."""

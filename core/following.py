@@ -39,8 +39,8 @@ class Follower:
         self._subscriber = subscriber
         self._fanout, self._store, self._turn, self._ping_line, self._ping_interval = surroundings
         self._replay_end: float = head  # infinite once the replay is over, which the first ping says
-        self._private = False  # nobody can be given the right to see private events yet
         self._sees: dict[str, bool] = {}  # by path, while it reads the backlog
+        self._sees_by = subscriber.rights  # the rights that this was judged by
 
     async def follow(self, placement: Placement) -> NoReturn:
         """From a place on, for as long as the connection lasts: cancelled when it is gone."""
@@ -83,7 +83,7 @@ class Follower:
 
     async def _read_and_send(self, position: int) -> int:
         try:
-            page = await self._store.read(position, private=self._private)
+            page = await self._store.read(position, private=bool(self._subscriber.rights.sees))
         except StoreError as error:
             await self._give_up(error)
         async with self._turn:
@@ -93,8 +93,9 @@ class Follower:
         return page.end
 
     def _frames(self, page: Page) -> list[bytes]:
-        if len(self._sees) > _MOST_PATHS:
+        if len(self._sees) > _MOST_PATHS or self._sees_by is not self._subscriber.rights:
             self._sees.clear()
+            self._sees_by = self._subscriber.rights
         wire, sees, may_see = self._subscriber.wire, self._sees, self._subscriber.may_see
         frames = []
         for position, path, line in page.lines:

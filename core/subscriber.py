@@ -15,7 +15,9 @@ from collections.abc import Awaitable, Callable
 from typing import NoReturn, Protocol
 
 from core.framing import Wire
-from core.topics import PublishPath, Subscription, meets
+from core.login import Login
+from core.rights import NO_RIGHTS, is_for
+from core.topics import PublishPath, Subscription
 
 _GRACE = 1.0  # seconds that more than the limit may wait
 _BURST_FACTOR = 4  # times the limit that may wait during that second
@@ -35,6 +37,7 @@ class Subscriber:
     """A reader's end of a stream whose head has been sent.
 
     peer: who it is, for the log.
+    login: the user, None for somebody who did not log in.
     transport, flow, drain: the connection; drain waits while writing is paused.
     buffer_limit: bytes that may wait for this reader; for a second, four times as many.
     """
@@ -51,8 +54,10 @@ class Subscriber:
         "_queue",
         "_transport",
         "end_reason",
+        "login",
         "peer",
         "queued_bytes",
+        "rights",
         "subscription",
         "wire",
     )
@@ -66,8 +71,11 @@ class Subscriber:
         flow: FlowControl,
         drain: Callable[[], Awaitable[None]],
         buffer_limit: int,
+        login: Login | None = None,
     ) -> None:
         self.peer = peer
+        self.login = login
+        self.rights = login.rights if login else NO_RIGHTS  # what they are by now
         self.subscription = subscription
         self.wire = wire
         self.end_reason: str | None = None  # why this side ended the stream
@@ -89,8 +97,12 @@ class Subscriber:
 
     def may_see(self, path: PublishPath) -> bool:
         """Whether events of this path are for this subscriber: it asks for them, and has the right."""
-        # nobody can be given the right to see private events yet
-        return not path.private and meets(self.subscription, path.all_topics)
+        return is_for(path, self.subscription, self.rights)
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether anything waits for it on this side of the kernel."""
+        return bool(self.queued_bytes or self._transport.get_write_buffer_size())
 
     def send(self, data: bytes | memoryview) -> None:
         """Write frames, or queue them if the socket is full."""

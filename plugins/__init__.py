@@ -1,24 +1,29 @@
 """Plugins: what hangs off the server object. Each is loaded only if its section of pypubsub.yaml asks for it.
 
-A plugin is one module, or one with parts of its own: backlog.py, which keeps events in memory, and beside it
+    acl      the ACL file: users, and what they may see and say
+    ldap     the same from a directory
+    backlog  the newest events, kept in memory or in a file
 
-    backlog_storage  the same with a file: what is stored when, and what is read from where
+A plugin is one module, or one with parts of its own, such as those beside backlog.py and acl.py:
+
+    backlog_storage  the backlog with a file: what is stored when, and what is read from where
     backlog_file     that file, an SQLite database
     backlog_import   the file of PyPubSub 0.7, turned into such a one
+    acl_passwords    passwords, plain and hashed
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from core.errors import StartError
+from core.login import OpenStreams, Provider
 from core.settings import ServerConfig
 from core.store import Deliver, Store, Unstored
+from plugins.acl import AclFile, Users
 
 # sections of plugins that are not there yet: accepted, so that the configuration of a PyPubSub 0.7 works
 # unchanged, and reported at the start as having no effect
-SECTIONS_WITHOUT_EFFECT = (
-    ("clients", "ldap"),
-    ("sqs",),
-)
+SECTIONS_WITHOUT_EFFECT = (("clients", "ldap"), ("sqs",))
 
 
 def check_directory(storage: Path) -> None:
@@ -43,3 +48,11 @@ def store_for(server: ServerConfig, deliver: Deliver) -> Store:
     from plugins.backlog import Backlog  # noqa: PLC0415
 
     return Backlog(server.backlog, deliver)
+
+
+def providers_for(acl_path: Path, users: Users | None, streams: OpenStreams) -> Sequence[Provider]:
+    """Who is asked for users, in this order.
+
+    users: what the ACL file holds; streams: the server's.
+    """
+    return [AclFile(acl_path, users, streams)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from daemon import Daemon
+from daemon import Acl, Daemon
 
 os.environ.pop("PYTHONUNBUFFERED", None)  # programs under test run as they do elsewhere
 
@@ -43,13 +43,17 @@ def server(shared_daemon: Daemon) -> Daemon:
 
 @pytest.fixture
 def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
-    """Starts daemons with settings of their own: start_daemon({"server": {"ping_interval": 1}})."""
+    """Starts daemons with settings and users of their own: start_daemon({"server": {"ping_interval": 1}})."""
     daemons: list[Daemon] = []
 
-    def start(config: dict[str, Any] | None = None, files: int | None = None) -> Daemon:
+    def start(
+        config: dict[str, Any] | None = None, files: int | None = None, acl: Acl | str | None = None
+    ) -> Daemon:
         directory = tmp_path / str(len(daemons))
         directory.mkdir()
         daemons.append(Daemon(directory, config, files))
+        if acl is not None:
+            daemons[-1].write_acl(acl)
         daemons[-1].start()
         return daemons[-1]
 

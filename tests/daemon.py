@@ -1,6 +1,7 @@
 """The real daemon, run as a subprocess on a free port."""
 
 import asyncio
+import base64
 import copy
 import json
 import os
@@ -19,6 +20,8 @@ import aiohttp
 import yaml
 
 from wire import Stream
+
+Acl = Mapping[str, Any]  # user -> entry, as in the ACL file
 
 ROOT = Path(__file__).parent.parent
 DEFAULT_CONFIG: dict[str, Any] = {
@@ -42,6 +45,11 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         below = result.get(key)
         result[key] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return result
+
+
+def basic(user: str, password: str = "secret") -> dict[str, str]:
+    """The header with these credentials."""
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
 
 
 class Daemon:
@@ -157,6 +165,18 @@ class Daemon:
         """Publish."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return await self.request("PUT", path, payload, named)
+
+    def write_acl(self, acl: Acl | str) -> None:
+        """Put users, or any text, into the ACL file, which is read at the next start or reload."""
+        self.acl_path.write_text(acl if isinstance(acl, str) else yaml.safe_dump(dict(acl)))
+
+    async def reload(self, acl: Acl | str) -> str:
+        """Put another ACL file in place, and wait until it is taken over or refused; what the log says."""
+        self.write_acl(acl)
+        self.signal(signal.SIGHUP)
+        return await self.until_logged(
+            rf"{re.escape(str(self.acl_path))}: (\d+ users|not taken over|is missing)"
+        )
 
     async def put_all(self, path: str, payloads: Iterable[Any]) -> Answer:
         """Publish several events in one request."""

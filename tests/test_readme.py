@@ -265,9 +265,10 @@ def test_configuration_reference_is_complete() -> None:
     described = {f"{section}.{key}": default for section, key, default, _ in rows}
     assert sorted(described) == sorted(key_paths(Config))
     required = {path for path, default in described.items() if default == "required"}
-    assert required == {"server.tls.cert", "server.tls.key"}
     tls = {"cert": "cert.pem", "key": "key.pem"}
-    content: dict[str, Any] = {"server": {"tls": tls, "backlog": {}}, "clients": {}}
+    ldap = {"uri": "ldaps://example.org", "user_dn": "uid=%s", "base_scope": "dc=example", "acl": {}}
+    assert required == {f"server.tls.{key}" for key in tls} | {f"clients.ldap.{key}" for key in ldap}
+    content: dict[str, Any] = {"server": {"tls": tls, "backlog": {}}, "clients": {"ldap": ldap}}
     without = build(Config, content, Path("without the defaults"))
     for path in described.keys() - required:
         *above, key = path.split(".")

@@ -1,0 +1,233 @@
+"""The ACL file: user -> password, segments of topics to see, secure topics to publish on.
+
+Its format is that of PyPubSub 0.7. It is read at the start and on SIGHUP and SIGUSR2; a file that cannot be
+used then changes nothing.
+"""
+
+import asyncio
+import logging
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+from pydantic import BeforeValidator
+
+from core.config import build, read_yaml
+from core.errors import RETRY_AFTER, ConfigError, Refused
+from core.expiring import Expiring
+from core.grants import Grants
+from core.login import (
+    Credentials,
+    Login,
+    OpenStreams,
+    WrongCredentials,
+    folded,
+    problem_with_password,
+    problem_with_user,
+)
+from core.rights import Rights
+from core.topics import PRIVATE
+from plugins.acl_passwords import cost_class, is_hash, is_password, problem_with_hash
+
+log = logging.getLogger("pypubsub.acl")
+
+_VERIFYING = 2  # passwords at a time: each may take a core, and 64 MiB
+_MOST_WAITING = 100  # log-ins
+_REMEMBERED_FOR = 60.0  # seconds that right credentials need not be verified again
+_MOST_REMEMBERED = 10_000
+
+
+def _check_password(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("text: put quotes around it")  # noqa: TRY004 (pydantic reports this one)
+    if problem := problem_with_password(value) or problem_with_hash(value):
+        raise ValueError(problem)
+    return value
+
+
+class User(Grants):
+    """One user's entry in the file."""
+
+    shows_values: ClassVar[bool] = False  # in errors: a slip of a key may put the password anywhere
+
+    password: Annotated[str, BeforeValidator(_check_password)]
+
+
+class Users(NamedTuple):
+    """What the file holds."""
+
+    by_name: dict[str, User]
+    warnings: list[str]
+
+
+def read_users(path: Path) -> Users | None:
+    """The users of an ACL file; None if there is no such file, or nothing in it (`{}` is nobody).
+
+    Raises ConfigError with every problem in it; none shows a value, which may be a password.
+    """
+    try:
+        mode = path.stat().st_mode
+        content = read_yaml(path, "users' names as keys", secret=True)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    if content is None:
+        return None
+    users: dict[str, User] = {}
+    problems = []
+    for name, entry in content.items():
+        try:
+            users[name] = _user(path, name, entry)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return Users(users, [f"{path}: {warning}" for warning in _warnings(users, mode)])
+
+
+def _user(path: Path, name: object, entry: Any) -> User:
+    if not isinstance(name, str):
+        raise ConfigError([f"{path}: {name}: expected a user's name (in quotes if it looks like a number)"])
+    if problem := problem_with_user(name):
+        raise ConfigError([f"{path}: {name!r}: {problem}"])
+    if isinstance(entry, dict):
+        entry = {key: value for key, value in entry.items() if value is not None}  # `topics: ~`
+    return build(User, entry, path, above=(name,))
+
+
+def _warnings(users: dict[str, User], mode: int) -> list[str]:
+    """What an operator should know about a valid file, one line each."""
+    if not users:
+        return []
+    found = []
+    plain = sorted(name for name, user in users.items() if not is_hash(user.password))
+    if plain:
+        found.append(
+            f"{_some(plain)}: the password is plain text: put what --hash-password prints in its place"
+        )
+    if mode & stat.S_IROTH:
+        found.append("can be read by every user of this machine: chmod o-r")
+    if mode & stat.S_IWOTH:
+        found.append("can be written by every user of this machine: chmod o-w")
+    found += [
+        f'{name}.acl.{segment}: has the topic "{PRIVATE}", which does not stand for private events here'
+        for name, user in users.items()
+        for segment, topics in user.acl.items()
+        if PRIVATE in topics
+    ]
+    return found
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+class AclFile:
+    """A provider of the users in the file.
+
+    path: the file; users: what read_users() found in it; streams: the server's.
+    """
+
+    name = "file"
+
+    def __init__(self, path: Path, users: Users | None, streams: OpenStreams) -> None:
+        self._path = path
+        self._streams = streams
+        self._verifier = ThreadPoolExecutor(_VERIFYING, thread_name_prefix="passwords")
+        self._waiting = 0
+        self._right: Expiring[bytes, str] = Expiring(_REMEMBERED_FOR, _MOST_REMEMBERED)  # digest -> password
+        self._use(users)
+
+    def _use(self, users: Users | None) -> None:
+        self.configured = users is not None
+        self._users = users.by_name if users else {}
+        self._rights = {name: user.rights for name, user in self._users.items()}
+        self._folded = {folded(name) for name in self._users}
+        classes = {cost_class(user.password): user.password for user in self._users.values()}
+        self._decoys = {kind: stored for kind, stored in classes.items() if kind}
+
+    async def run(self) -> None:
+        """There is nothing to do."""
+
+    async def stop(self) -> None:
+        """Let the threads end."""
+        self._verifier.shutdown(wait=False, cancel_futures=True)
+
+    async def reload(self) -> None:
+        """Read the file again. What is no longer granted ends at once."""
+        try:
+            users = await asyncio.to_thread(read_users, self._path)
+        except ConfigError as error:
+            for problem in error.problems:
+                log.error("%s", problem)  # noqa: TRY400 (one clear line, no traceback)
+            log.error("%s: not taken over: the rights are as before", self._path)  # noqa: TRY400
+            return
+        if users is None:
+            if self.configured:
+                log.error(
+                    "%s: is missing or empty: the rights are as before ({} in it takes them all away)",
+                    self._path,
+                )
+            return
+        for warning in users.warnings:
+            log.warning("%s", warning)
+        self._use(users)
+        log.info("%s: %d users", self._path, len(self._users))
+        self._streams.rights_changed()
+
+    def recall(self, credentials: Credentials) -> Login | None:
+        """A password that was verified a short while ago, and is still the user's."""
+        user = self._users.get(credentials.user)
+        if user is None or self._right.get(credentials.digest) != user.password:
+            return None
+        return self._login(credentials.user)
+
+    def _login(self, name: str) -> Login:
+        return Login(self, name, self._rights[name], self._users[name].password)
+
+    async def log_in(self, credentials: Credentials) -> Login | None:
+        """Raises Refused(503) if too many are waiting."""
+        user = self._users.get(credentials.user)
+        if user is None:
+            if folded(credentials.user) in self._folded:  # it must not be somebody else in a directory
+                await self.pretend()
+                raise WrongCredentials
+            return None
+        if not await self._verify(user.password, credentials.password):
+            raise WrongCredentials
+        self._right.put(credentials.digest, user.password)
+        if login := self.recall(credentials):
+            return login
+        raise WrongCredentials  # by now: the file was read meanwhile
+
+    async def _verify(self, stored: str, claimed: str) -> bool:
+        """A wrong password costs as much as any other of the file would."""
+        kind = cost_class(stored)
+        return await self._in_thread(is_password, stored, claimed) or await self._pretend(claimed, {kind})
+
+    async def pretend(self) -> None:
+        """Verify a password that nobody has."""
+        await self._pretend("\0", set())
+
+    async def _pretend(self, claimed: str, done: set[str | None]) -> bool:
+        for kind, stored in self._decoys.items():
+            if kind not in done:
+                await self._in_thread(is_password, stored, claimed)
+        return False
+
+    async def _in_thread(self, verify: Any, stored: str, claimed: str) -> bool:
+        if self._waiting >= _MOST_WAITING:
+            raise Refused(503, "too many log-ins at a time", headers=RETRY_AFTER)
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return bool(await loop.run_in_executor(self._verifier, verify, stored, claimed))
+        finally:
+            self._waiting -= 1
+
+    def rights_by_now(self, login: Login) -> Rights | None:
+        """None if the user, or the password that was shown, is no longer in the file."""
+        user = self._users.get(login.user)
+        return self._rights[login.user] if user and user.password == login.proof else None

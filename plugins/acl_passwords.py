@@ -1,0 +1,60 @@
+"""Passwords of the ACL file: as plain text, or as a hash by argon2id or bcrypt in modular-crypt format."""
+
+import hmac
+import re
+from typing import Final
+
+import argon2
+import bcrypt
+
+_ARGON2ID = re.compile(
+    r"(\$argon2id\$v=\d+\$m=\d+,t=\d+,p=\d+)\$[A-Za-z0-9+/]{11,}\$[A-Za-z0-9+/]{16,}", re.ASCII
+)
+_BCRYPT = re.compile(r"(\$2[aby]\$(?:0[4-9]|[12][0-9]|3[01]))\$[./A-Za-z0-9]{53}", re.ASCII)
+_ANY_HASH = re.compile(
+    r"\$(argon2[a-z]*|2[a-z]?|[1567]|g?y|apr1|md5|sha1|scrypt|pbkdf2[a-z0-9-]*)\$", re.ASCII
+)  # as Unix and web servers write them
+_BCRYPT_BYTES = 72  # more of a password bcrypt does not look at, and htpasswd and others cut it off there
+_HASHER: Final = argon2.PasswordHasher()
+
+
+def hash_password(password: str) -> str:
+    """Its hash, by argon2id with the parameters that RFC 9106 recommends for little memory (64 MiB)."""
+    return _HASHER.hash(password)
+
+
+def problem_with_hash(stored: str) -> str | None:
+    """What is wrong with a stored password that looks like a hash; None for a good one, or plain text."""
+    if not is_hash(stored):
+        return None
+    if _ARGON2ID.fullmatch(stored) or _BCRYPT.fullmatch(stored):
+        return None
+    return "a whole hash by argon2id or bcrypt (--hash-password makes one)"
+
+
+def is_hash(stored: str) -> bool:
+    """Whether it is meant as a hash: kinds that are not known are refused, not compared as plain text."""
+    return _ANY_HASH.match(stored) is not None
+
+
+def cost_class(stored: str) -> str | None:
+    """What tells how long verifying takes: a hash's kind and parameters, None for plain text."""
+    match = _ARGON2ID.fullmatch(stored) or _BCRYPT.fullmatch(stored)
+    return match[1] if match else None
+
+
+def is_password(stored: str, claimed: str) -> bool:
+    """Whether a claimed password is the stored one. For a hash this takes a while."""
+    if not is_hash(stored):
+        return hmac.compare_digest(_digest(stored), _digest(claimed))
+    if stored.startswith("$argon2id$"):
+        try:
+            return _HASHER.verify(stored, claimed)
+        except argon2.exceptions.VerificationError:
+            return False
+    return bcrypt.checkpw(claimed.encode()[:_BCRYPT_BYTES], stored.encode())
+
+
+def _digest(text: str) -> bytes:
+    """Of equal length for all, so that comparing tells nothing about it."""
+    return hmac.digest(b"plain", text.encode(), "sha256")
