@@ -1126,7 +1126,7 @@ async def test_python_publish_gives_the_cursor() -> None:
     accepted = answer("202 Accepted", headers="X-Cursor: 0190-abc\r\n")
     async with Scripted([accepted], [answer("200 OK")]) as server:
         assert await publish(server.url, {"é": 1}, method="PUT") == "0190-abc"
-        assert await publish(server.url, '{"é":  1}', user="me", password="word") is None  # noqa: S106
+        assert await publish(server.url, '{"é":  1}', user="me", password="word") is None
         assert [request.method for request in server.requests] == ["PUT", "POST"]
         assert [request.body.decode() for request in server.requests] == ['{"\\u00e9": 1}', '{"é":  1}']
 
