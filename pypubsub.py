@@ -312,7 +312,7 @@ class Server:
             return
         rights = login.provider.rights_by_now(login)
         if rights is None:
-            subscriber.drop("its credentials no longer hold")
+            subscriber.cut_off("its credentials no longer hold")
         elif rights != subscriber.rights:
             self._fanout.change_rights(subscriber, rights)
 

@@ -212,7 +212,7 @@ class Fanout:
             subscriber.rights = rights
             self._join(subscriber)
         if reduced and subscriber.has_unread:
-            subscriber.drop("it has fewer rights now, and may not get what waits for it")
+            subscriber.cut_off("it has fewer rights now, and may not get what waits for it")
 
     def deliver(self, event: Event) -> None:
         """Put an event on its way to those who want it."""

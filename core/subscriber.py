@@ -207,6 +207,13 @@ class Subscriber:
         if not self._full.done():
             self._close()
 
+    def cut_off(self, reason: str) -> None:
+        """End the stream at once, without what waits for the reader."""
+        if self.has_unread:
+            self.drop(reason)
+        else:
+            self.finish(reason)
+
     def _close(self) -> None:
         self._transport.close()
         if self._transport.get_extra_info("sslcontext"):

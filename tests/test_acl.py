@@ -1,0 +1,495 @@
+"""The ACL file: what it may hold, how it is refused, passwords, and reloading it under open streams."""
+
+import asyncio
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import bcrypt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.authentication import Authentication
+from core.errors import ConfigError
+from core.login import Login, WrongCredentials
+from core.rights import EVERY_EVENT
+from daemon import ROOT, Daemon, basic
+from plugins import acl
+from plugins.acl import AclFile, read_users
+from plugins.acl_passwords import cost_class, hash_password, is_password, problem_with_hash
+
+StartDaemon = Callable[..., Daemon]
+
+ARGON2ID = hash_password("secret")
+BCRYPT = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
+IN_THE_WILD = """\
+# ACL for authenticated users
+testuser:
+  password: foobar
+  acl:
+    # Topics are AND'ed together
+    title_of_my_first_access_segment:
+      - git
+      - privaterepo.git
+    allow_email_access_for_foobar:
+      - email
+      - example.org
+      - dev
+deployer:
+  password: "s3cret: with a colon"
+  topics:
+    - deploy
+  acl: ~
+"""
+
+
+def acl_file(directory: Path, text: str) -> Path:
+    """A file with that text, which only its owner can read."""
+    path = directory / "acl.yaml"
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+def test_a_file_of_0_7_is_read_as_it_is(tmp_path: Path) -> None:
+    """Segments of topics to see, secure topics to publish on; a part may be missing or null."""
+    users = read_users(acl_file(tmp_path, IN_THE_WILD))
+    assert users
+    testuser, deployer = users.by_name["testuser"], users.by_name["deployer"]
+    assert testuser.rights.sees == {
+        frozenset({"git", "privaterepo.git"}),
+        frozenset({"email", "example.org", "dev"}),
+    }
+    assert testuser.rights.says == frozenset()
+    assert deployer.rights == (frozenset(), frozenset({"deploy"}))
+    assert deployer.password == "s3cret: with a colon"
+
+
+def test_all_grants_every_private_event(tmp_path: Path) -> None:
+    """In the place of a list."""
+    users = read_users(acl_file(tmp_path, "a: {password: x, acl: {every: all}}"))
+    assert users
+    assert users.by_name["a"].rights.sees == {EVERY_EVENT}
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n", "~\n"])
+def test_a_file_with_nothing_in_it_is_as_good_as_none(tmp_path: Path, text: str) -> None:
+    """The one that comes with the server has comments only. `{}` on the other hand says: nobody."""
+    assert read_users(acl_file(tmp_path, text)) is None
+    assert read_users(tmp_path / "missing.yaml") is None
+    nobody = read_users(acl_file(tmp_path, "{}"))
+    assert nobody
+    assert nobody.by_name == {}
+
+
+# what stands in the file, what the refusal says; SECRET may not be shown
+BROKEN = [
+    ("alice: {password: 1234567}", r"alice\.password: expected text: put quotes around it, got a number"),
+    ("alice: {password: yes}", r"alice\.password: expected text: put quotes around it, got true or false"),
+    ("alice: {password: 2026-11-24}", r"alice\.password: .*a date"),
+    ("alice: {password: [SECRET]}", r"alice\.password: .*got a list"),
+    ("alice: {password: ''}", r"alice\.password: expected a password is not empty|a password is not empty"),
+    ('alice: {password: "SECRET\\n"}', r"alice\.password: .*control characters"),
+    ("alice: {password: ~}", r"alice\.password: is missing"),
+    ("alice: {acl: {s: [git]}}", r"alice\.password: is missing"),
+    ("alice: {password: '$6$SECRET'}", r"alice\.password: .*argon2id or bcrypt"),
+    ("alice: {password: '$2y$05$SECRET'}", r"alice\.password: .*argon2id or bcrypt"),
+    ("alice: {password: '$argon2id$v=19$SECRET'}", r"alice\.password: .*argon2id or bcrypt"),
+    (
+        "alice: {password: SECRET, acl: {s: []}}",
+        r'alice\.acl\.s: expected a list .* "all" .*got an empty list',
+    ),
+    ("alice: {password: SECRET, acl: {s: ~}}", r"alice\.acl\.s: expected a list .*got nothing"),
+    ("alice: {password: SECRET, acl: {s: git}}", r"alice\.acl\.s: expected a list"),
+    ("alice: {password: SECRET, acl: {s: [git, 5]}}", r"alice\.acl\.s\[1\]: expected text"),
+    ("alice: {password: SECRET, acl: {s: [a/b]}}", r"alice\.acl\.s\[0\]: expected a topic"),
+    ("alice: {password: SECRET, acl: {s: ['']}}", r"alice\.acl\.s\[0\]: expected a topic"),
+    ("alice: {password: SECRET, acl: [git]}", r"alice\.acl: expected keys below it"),
+    ("alice: {password: SECRET, topics: deploy}", r"alice\.topics: expected a list"),
+    ("alice: {password: SECRET, topic: [deploy]}", r"alice\.topic: unknown key, did you mean topics\?"),
+    ("alice: SECRET", r"alice: expected keys below it, got text"),
+    ("alice:", r"alice: expected keys below it, got nothing"),
+    ("12345: {password: SECRET}", r"12345: expected a user's name .*quotes"),
+    ("'a:b': {password: SECRET}", r"'a:b': .*no colon"),
+    ("' alice': {password: SECRET}", r"' alice': .*no spaces around it"),
+    ("[SECRET]", r"expected users' names as keys, got a list"),
+    ("SECRET", r"expected users' names as keys, got text"),
+    ("alice: {password: *SECRET}", r"line 1: not YAML"),
+    ("alice: {password: !SECRET x}", r"line 1: not YAML"),
+    ("alice: {password: SECRET\n", r"not YAML"),
+    ("alice: {password: SECRET}\nalice: {password: x}", r"line 2: not YAML: a key stands twice"),
+    ("alice: {password: x, acl: {s: [a], s: [b]}}", r"line 1: not YAML: a key stands twice"),
+    ("alice: {password: !!int SECRET}", r"not YAML: ValueError"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN)
+def test_a_broken_file_is_refused_with_the_path_of_the_key(tmp_path: Path, text: str, message: str) -> None:
+    """And nothing is shown of what may be a password."""
+    path = acl_file(tmp_path, text)
+    with pytest.raises(ConfigError, match=message) as refusal:
+        read_users(path)
+    assert "SECRET" not in str(refusal.value)
+    assert "1234567" not in str(refusal.value)
+    assert str(refusal.value).startswith(f"{path}: ")
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    """Of all users."""
+    with pytest.raises(ConfigError) as refusal:
+        read_users(acl_file(tmp_path, "a: {password: 1}\nb: {password: x, acl: {s: []}, topics: 3}\nc:"))
+    assert len(refusal.value.problems) == 4
+
+
+def test_keys_that_are_merged_do_not_stand_twice(tmp_path: Path) -> None:
+    """YAML's `<<`, with which a user overrides what another has."""
+    users = read_users(acl_file(tmp_path, "a: &a {password: x, topics: [t]}\nb: {<<: *a, password: y}"))
+    assert users
+    assert users.by_name["b"].password == "y"
+    assert users.by_name["b"].rights.says == {"t"}
+
+
+def test_an_operator_is_warned(tmp_path: Path) -> None:
+    """Of plain passwords, of a file that others can read, of a topic that will not do what it seems to."""
+    path = acl_file(tmp_path, f"a: {{password: x}}\nb: {{password: '{ARGON2ID}', acl: {{s: [private]}}}}")
+    path.chmod(0o606)
+    users = read_users(path)
+    assert users
+    plain, read, written, marked = users.warnings
+    assert plain.startswith(f"{path}: a: the password is plain text")
+    assert "chmod o-r" in read
+    assert "chmod o-w" in written
+    assert "b.acl.s" in marked
+    path = acl_file(tmp_path, f"a: {{password: '{ARGON2ID}', acl: {{s: [git]}}}}")
+    users = read_users(path)
+    assert users
+    assert users.warnings == []
+
+
+@pytest.mark.parametrize(
+    "stored",
+    ["secret", ARGON2ID, BCRYPT, BCRYPT.replace("$2b$", "$2y$")],
+    ids=["plain", "argon2id", "bcrypt", "htpasswd"],
+)
+def test_passwords_are_plain_or_hashes(stored: str) -> None:
+    """Argon2id and bcrypt, also as htpasswd writes it."""
+    assert problem_with_hash(stored) is None
+    assert is_password(stored, "secret")
+    for wrong in ("Secret", "secret ", "", "secre", stored + "x", "s" * 100, "\0", "sécret"):
+        assert not is_password(stored, wrong), wrong
+
+
+def test_bcrypt_looks_at_72_bytes() -> None:
+    """As with every other program: the hash of a longer password was made from these."""
+    stored = bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4)).decode()
+    assert is_password(stored, "x" * 80)
+    assert not is_password(stored, "x" * 71)
+
+
+def test_what_a_hash_costs_is_told_by_its_kind_and_parameters() -> None:
+    """The salt does not count; plain text costs nothing."""
+    assert cost_class(ARGON2ID) == cost_class(hash_password("other"))
+    assert cost_class(BCRYPT) != cost_class(ARGON2ID)
+    assert cost_class("plain") is None
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.text(min_size=1).filter(lambda text: "\0" not in text))
+def test_a_plain_password_is_only_itself(password: str) -> None:
+    """Whatever characters it has."""
+    if problem_with_hash(password) is None and not password.startswith("$"):
+        assert is_password(password, password)
+        assert not is_password(password, password + "x")
+
+
+@pytest.mark.parametrize("stored", ["secret", ARGON2ID, BCRYPT], ids=["plain", "argon2id", "bcrypt"])
+async def test_a_user_logs_in_to_follow_and_to_publish(start_daemon: StartDaemon, stored: str) -> None:
+    """With the password of whatever kind; a wrong one is refused, and says what would be right."""
+    user = {"password": stored, "acl": {"s": ["git"]}, "topics": ["deploy"]}
+    server = start_daemon({"clients": {"secure_topics": ["deploy"], "payloaders": []}}, acl={"alice": user})
+    assert (await server.request("PUT", "/deploy", {}, basic("alice"))).status == 202
+    refused = await server.request("PUT", "/deploy", {}, basic("alice", "wrong"))
+    assert (refused.status, refused.text) == (401, "wrong user or password\n")
+    assert refused.headers["WWW-Authenticate"] == 'Basic realm="PyPubSub", charset="UTF-8"'
+    assert (await server.request("PUT", "/other", {}, basic("alice"))).status == 403
+    async with server.subscriber("/git", basic("alice")) as stream:
+        assert (await server.request("PUT", "/private/git/deploy", {}, basic("alice"))).status == 202
+        assert (await stream.event())["pubsub_path"] == "/private/git/deploy"
+    async with server.subscriber("/git", basic("alice", "wrong")) as stream:
+        assert stream.status == 401
+
+
+async def test_secure_topics_need_every_right(start_daemon: StartDaemon) -> None:
+    """Whatever the address; who has them may publish from any address."""
+    acl = {
+        "both": {"password": "secret", "topics": ["deploy", "release"]},
+        "one": {"password": "secret", "topics": ["deploy"]},
+    }
+    for payloaders in (["127.0.0.1"], []):
+        clients = {"secure_topics": ["deploy", "release"], "payloaders": payloaders}
+        server = start_daemon({"clients": clients}, acl=acl)
+        table = [
+            ("/deploy", None, 401),
+            ("/deploy", "one", 202),
+            ("/release", "one", 403),
+            ("/deploy/release", "one", 403),
+            ("/a/release/deploy", "both", 202),
+            ("/private/release", "both", 202),
+            ("/Deploy", "one", 202 if payloaders else 403),
+            ("/other", "both", 202 if payloaders else 403),
+        ]
+        for path, user, status in table:
+            headers = basic(user) if user else {}
+            assert (path, user, (await server.request("PUT", path, {}, headers)).status) == (
+                path,
+                user,
+                status,
+            )
+
+
+async def test_an_idempotency_key_is_the_user_s_own(start_daemon: StartDaemon) -> None:
+    """The same key of another user, or of the address without one, is another key."""
+    acl = {name: {"password": "secret"} for name in ("alice", "bob")}
+    server = start_daemon(acl=acl)
+    key = {"Idempotency-Key": "k"}
+    cursors = [
+        (await server.request("PUT", "/a", {"n": 1}, headers | key)).headers["X-Cursor"]
+        for headers in (basic("alice"), basic("bob"), {}, basic("alice"), basic("bob"), {})
+    ]
+    assert len(set(cursors)) == 3
+    assert cursors[:3] == cursors[3:]
+
+
+async def test_wrong_credentials_may_be_taken_as_none(start_daemon: StartDaemon) -> None:
+    """`clients.wrong_credentials: anonymous`, as 0.7 did: the public stream, a publish by the address."""
+    clients = {"wrong_credentials": "anonymous", "secure_topics": ["deploy"]}
+    server = start_daemon({"clients": clients}, acl={"alice": {"password": "secret", "acl": {"s": ["git"]}}})
+    for headers in (basic("alice", "wrong"), {"Authorization": "nonsense"}):
+        async with server.subscriber("/git", headers) as stream:
+            await server.put("/private/git", {})
+            assert (await server.request("PUT", "/git", {}, headers)).status == 202
+            assert (await stream.event())["pubsub_path"] == "/git"
+        assert (await server.request("PUT", "/deploy", {}, headers)).status == 403
+
+
+async def test_without_a_file_nobody_logs_in(start_daemon: StartDaemon) -> None:
+    """Credentials are ignored; with a file that says `{}` they are all wrong."""
+    async with start_daemon().subscriber("/", basic("alice")) as stream:
+        assert stream.status == 200
+    async with start_daemon(acl="{}").subscriber("/", basic("alice")) as stream:
+        assert stream.status == 401
+
+
+ALICE = {"password": "secret", "acl": {"git": ["git"], "mail": ["mail"]}}
+BOB = {"password": "secret", "acl": {"git": ["git"]}}
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
+async def test_a_reload_takes_effect_on_open_streams(
+    start_daemon: StartDaemon, number: signal.Signals
+) -> None:
+    """Rights that are gone stop, new ones begin, a removed user's stream ends, all others go on."""
+    server = start_daemon(acl={"alice": ALICE, "bob": BOB})
+    async with (
+        server.subscriber("/", basic("alice")) as alice,
+        server.subscriber("/", basic("bob")) as bob,
+        server.subscriber("/") as anonymous,
+    ):
+        await server.put("/private/git", {"n": 1})
+        assert (await alice.event())["n"] == (await bob.event())["n"] == 1
+        server.write_acl({"alice": {"password": "secret", "acl": {"ci": ["ci"], "mail": ["mail"]}}})
+        server.signal(number)
+        await server.until_logged("1 users")
+        for path in ("/private/git", "/private/ci", "/private/mail", "/git"):
+            await server.put(path, {})
+        assert [(await alice.event())["pubsub_path"] for _ in range(3)] == [
+            "/private/ci",
+            "/private/mail",
+            "/git",
+        ]
+        assert b'"n"' not in await bob.rest()
+        assert (await anonymous.event())["pubsub_path"] == "/git"
+    assert "subscriber 127.0.0.1 (bob) of / left" in server.logged("left after")
+    async with server.subscriber("/", basic("bob")) as stream:
+        assert stream.status == 401
+
+
+async def test_a_changed_password_ends_what_the_old_one_opened(start_daemon: StartDaemon) -> None:
+    """At once, and the old one is not remembered as right."""
+    server = start_daemon(acl={"alice": ALICE})
+    async with server.subscriber("/", basic("alice")) as stream:
+        await server.reload({"alice": ALICE | {"password": "changed"}})
+        await stream.rest()
+    assert (await server.request("PUT", "/a", {}, basic("alice"))).status == 401
+    assert (await server.request("PUT", "/a", {}, basic("alice", "changed"))).status == 202
+
+
+@pytest.mark.parametrize(
+    "text", ["alice: {password: 5}", "alice: [", "", "[]", "alice: {password: x, acl: {s: []}}"]
+)
+async def test_a_file_that_cannot_be_used_changes_nothing(start_daemon: StartDaemon, text: str) -> None:
+    """The old rights hold, for open streams and new ones, and the log says so."""
+    server = start_daemon(acl={"alice": ALICE})
+    async with server.subscriber("/", basic("alice")) as stream:
+        line = await server.reload(text)
+        assert "the rights are as before" in line
+        await server.put("/private/git", {"n": 1})
+        assert (await stream.event())["n"] == 1
+        async with server.subscriber("/", basic("alice")) as another:
+            assert another.status == 200
+    server.acl_path.unlink()
+    server.signal(signal.SIGHUP)
+    assert "the rights are as before" in await server.until_logged("is missing or empty")
+
+
+async def test_a_file_that_comes_later_is_taken_over(start_daemon: StartDaemon) -> None:
+    """By a reload, without a restart."""
+    server = start_daemon()
+    assert "1 users" in await server.reload({"alice": ALICE})
+    async with server.subscriber("/", basic("alice")) as stream:
+        await server.put("/private/git", {"n": 1})
+        assert (await stream.event())["n"] == 1
+
+
+def run_pypubsub(*options: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    """Run it to its end, with something on stdin."""
+    command = [sys.executable, "pypubsub.py", *options]
+    return subprocess.run(
+        command, cwd=ROOT, input=given, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_a_broken_file_stops_the_start(tmp_path: Path) -> None:
+    """With the problems of both files, in one go."""
+    path = acl_file(tmp_path, "alice: {password: 5}")
+    config = tmp_path / "pypubsub.yaml"
+    config.write_text("server: {prot: 1}")
+    for options, status in (([], 2), (["--check"], 1)):
+        result = run_pypubsub("--config", str(config), "--acl", str(path), *options)
+        assert result.returncode == status
+        assert "server.prot: unknown key" in result.stderr
+        assert "alice.password: expected text" in result.stderr
+
+
+def test_check_tells_of_users_without_their_passwords(tmp_path: Path) -> None:
+    """How many there are, and what is to be warned of."""
+    path = acl_file(tmp_path, "alice: {password: hunter2}")
+    config = tmp_path / "pypubsub.yaml"
+    config.write_text("clients: {payloaders: [127.0.0.1]}")
+    result = run_pypubsub("--config", str(config), "--acl", str(path), "--check")
+    assert result.returncode == 0
+    assert "users: 1 in the ACL file" in result.stdout
+    assert f"warning: {path}: alice: the password is plain text" in result.stdout
+    assert "hunter2" not in result.stdout + result.stderr
+
+
+class NoStreams:
+    """A server without any (core.login.OpenStreams)."""
+
+    def logins(self) -> list[Login]:
+        """None."""
+        return []
+
+    def rights_changed(self) -> None:
+        """There is nothing to do."""
+
+
+@pytest.fixture
+def verified(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """The kind of each stored password that is looked at, from now on."""
+    kinds: list[str | None] = []
+
+    def noting(stored: str, claimed: str) -> bool:
+        kinds.append(cost_class(stored))
+        return is_password(stored, claimed)
+
+    monkeypatch.setattr(acl, "is_password", noting)
+    return kinds
+
+
+def log_in(authentication: Authentication, user: str, password: str) -> Awaitable[Login | None]:
+    """Ask as a client from some address."""
+    return authentication.log_in([basic(user, password)["Authorization"]], "192.0.2.1")
+
+
+async def test_right_credentials_are_verified_once(tmp_path: Path, verified: list[str | None]) -> None:
+    """A hundred log-ins at the same time, and a hundred more, cost one look at the hash."""
+    users = read_users(acl_file(tmp_path, f"alice: {{password: '{ARGON2ID}'}}"))
+    authentication = Authentication([AclFile(tmp_path / "acl.yaml", users, NoStreams())], anonymous=False)
+    for _ in range(2):
+        logins = await asyncio.gather(*(log_in(authentication, "alice", "secret") for _ in range(100)))
+        assert {login.user for login in logins if login} == {"alice"}
+    assert len(verified) == 1
+
+
+async def test_a_user_who_is_not_there_costs_as_much_as_a_wrong_password(
+    tmp_path: Path, verified: list[str | None]
+) -> None:
+    """Of any user: each kind of hash in the file is verified once, so the time tells nothing about users."""
+    text = f"alice: {{password: '{ARGON2ID}'}}\nbob: {{password: '{BCRYPT}'}}\ncarol: {{password: plain}}"
+    users = read_users(acl_file(tmp_path, text))
+    authentication = Authentication([AclFile(tmp_path / "acl.yaml", users, NoStreams())], anonymous=False)
+    for user in ("alice", "bob", "carol", "nobody", "ALICE"):
+        verified.clear()
+        with pytest.raises(WrongCredentials):
+            await log_in(authentication, user, "wrong")
+        assert sorted(kind for kind in verified if kind) == sorted(
+            [cost_class(BCRYPT) or "", cost_class(ARGON2ID) or ""]
+        ), user
+
+
+# --hash-password
+
+
+def hash_at_terminal(*typed: str) -> tuple[int, str]:
+    """The exit status and what is printed, when this is typed at the questions."""
+    terminal, other_end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "pypubsub.py", "--hash-password"],
+        cwd=ROOT,
+        stdin=other_end,
+        stdout=subprocess.PIPE,
+        stderr=other_end,
+        start_new_session=True,
+        text=True,
+    )
+    os.close(other_end)
+    for line in typed:
+        shown = b""
+        while not shown.rstrip().endswith(b":"):  # the question
+            shown += os.read(terminal, 1000)
+        os.write(terminal, line.encode() + b"\n")
+    printed, _ = process.communicate(timeout=30)
+    os.close(terminal)
+    return process.returncode, printed
+
+
+def test_a_password_is_asked_for_twice() -> None:
+    """At a terminal; only the hash goes to stdout."""
+    status, printed = hash_at_terminal("sécret", "sécret")
+    assert status == 0
+    assert is_password(printed.strip(), "sécret")
+    assert hash_at_terminal("secret", "Secret") == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [("", "a password is not empty"), ("a\0b\n", "control"), ("\n", "not empty")]
+)
+def test_what_is_no_password_is_not_hashed(given: str, message: str) -> None:
+    """One line says why."""
+    result = run_pypubsub("--hash-password", given=given)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert message in result.stderr
+
+
+def test_a_password_may_come_from_another_program() -> None:
+    """One line, which is not asked for twice."""
+    result = run_pypubsub("--hash-password", given="secret\n")
+    assert is_password(result.stdout.strip(), "secret")
+    assert result.stderr == ""
