@@ -77,10 +77,12 @@ def read_yaml(path: Path, keys: str, *, secret: bool = False) -> dict[Any, Any] 
     """The mapping in a YAML file, None if there is nothing in it. Raises ConfigError: file, line and reason.
 
     keys: what is expected in it, in words.
-    secret: there are passwords in it. Nothing of it is shown, and no key may stand twice.
+    secret: there are passwords in it. Nothing of it is shown, no key may stand twice, and nulls are left in.
     """
     try:
         content = yaml.load(path.read_bytes(), _OnceEach if secret else yaml.SafeLoader)  # noqa: S506 (both safe)
+        if not secret:
+            content = _without_nulls(content)
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
     except yaml.MarkedYAMLError as error:
@@ -102,11 +104,11 @@ def _unquoted(reason: str) -> str:
     return re.sub(r"'.*'|\".*\"", "...", reason)
 
 
-def without_nulls(value: Any) -> Any:
+def _without_nulls(value: Any) -> Any:
     """`key: ~`, and `section:` with nothing below it, mean the same as no such key at all."""
     if not isinstance(value, dict):
         return value
-    return {key: without_nulls(below) for key, below in value.items() if below is not None}
+    return {key: _without_nulls(below) for key, below in value.items() if below is not None}
 
 
 S = TypeVar("S", bound=Section)

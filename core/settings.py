@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, StrictStr
 
 from core.access import Network
-from core.config import Duration, PositiveDuration, Section, Size, build, read_yaml, without_nulls
+from core.config import Duration, PositiveDuration, Section, Size, build, read_yaml
 from core.grants import AnyGrants, Topic
 
 DEPLOYED_READERS_LINE_SIZE = 614_400  # bytes; a widely deployed reader fails for ever on a longer line
@@ -196,7 +196,7 @@ def load(path: Path, without_effect: Sequence[tuple[str, ...]]) -> tuple[Config,
 
     without_effect: sections (key paths) that are accepted whatever they hold, and reported.
     """
-    content = without_nulls(read_yaml(path, "keys such as server: and clients:") or {})
+    content = read_yaml(path, "keys such as server: and clients:") or {}
     warnings = [
         f"{path}: {'.'.join(section)}: has no effect in this version"
         for section in without_effect

@@ -3,7 +3,7 @@
 What is run is every line of an `sh` block that names 127.0.0.1:2069. A `text` block is what the commands of
 the block above it print; a `json` block is what the section's last stream shows next. Cursors, times and
 counts may differ. A section is a scenario of its own: its streams stay open until it ends. A `yaml` block
-is what its daemon is configured with.
+is what its daemon is configured with, or its ACL file.
 """
 
 import asyncio
@@ -194,8 +194,15 @@ def for_daemon(text: str, daemon: Daemon) -> str:
 
 def configuration(heading: str, directory: Path) -> dict[str, Any]:
     """What a section configures; a file that it names is put into that directory."""
-    text = "\n".join(line for block in SECTIONS[heading] if block.language == "yaml" for line in block.lines)
+    text = "\n".join(yaml_blocks(heading, acl=False))
     return yaml.safe_load(re.sub(r"storage: (\S+)", rf"storage: {directory}/\1", text)) or {}
+
+
+def yaml_blocks(heading: str, *, acl: bool) -> Iterator[str]:
+    """The settings in a section, or what stands in the ACL file."""
+    for block in SECTIONS[heading]:
+        if block.language == "yaml" and (block.lines[0] == "# pypubsub_acl.yaml") == acl:
+            yield "\n".join(block.lines)
 
 
 def skip_without(program: str) -> None:
@@ -212,7 +219,8 @@ async def test_commands_do_what_the_readme_says(
     for block in SECTIONS[heading]:
         for command in block.commands:
             skip_without(program_of(command))
-    daemon = start_daemon(merged({"server": {"ping_interval": 0.5}}, configuration(heading, tmp_path)))
+    settings = merged({"server": {"ping_interval": 0.5}}, configuration(heading, tmp_path))
+    daemon = start_daemon(settings, acl="".join(yaml_blocks(heading, acl=True)))
     async with contextlib.AsyncExitStack() as running:
         scenario = Scenario(daemon, running)
         for block in SECTIONS[heading]:
@@ -301,7 +309,7 @@ def test_files_of_the_layout_are_there() -> None:
     assert modules <= named
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/protocol.md", "docs/backlog.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/access.md", "docs/backlog.md", "docs/protocol.md"])
 def test_contents_lead_to_every_part(name: str) -> None:
     """The list at the top has each heading of the second level below it, as GitHub names them."""
     before, _, after = (ROOT / name).read_text().partition("\n## ")
