@@ -12,17 +12,26 @@ from core.cursor import Stamps
 from core.event import Event, parse_payload
 from core.fanout import Fanout
 from core.framing import bare, chunked
+from core.rights import EVERY_EVENT, NO_RIGHTS, Rights
 from core.subscriber import Subscriber
 from core.topics import parse_publish_path, parse_subscription
 
-PATHS = ["/", "/a", "/b", "/a,b", "/a/b"]
+PATHS = ["/", "/a", "/b", "/a,b", "/a/b", "/private/b"]
+EVENTS = ["/a", "/b", "/a/b", "/c", "/private/a", "/private/a/b", "/private"]
+SEGMENTS = [frozenset({"a"}), frozenset({"b"}), frozenset({"a", "b"}), EVERY_EVENT]
+
+
+def some_rights(dice: random.Random) -> Rights:
+    """Those of somebody, perhaps none."""
+    return Rights(frozenset(dice.sample(SEGMENTS, dice.choice([0, 0, 1, 2]))))
 
 
 class Recorder:
     """In the place of a subscriber: keeps what it is sent, and what it should have been sent."""
 
-    def __init__(self, path: str, http_1_0: bool) -> None:
-        self.path = path
+    def __init__(self, path: str, http_1_0: bool, rights: Rights = NO_RIGHTS) -> None:
+        self.rights = rights
+        self.has_unread = False
         self.subscription = parse_subscription(path)
         self.wire = bare if http_1_0 else chunked
         self.sent = b""
@@ -47,8 +56,10 @@ class Recorder:
         self.queued_bytes = self.full * len(data)
 
     def expect(self, event: Event) -> None:
-        """Note an event, if a plain look at the subscription says that it is wanted."""
-        if any(batch <= event.path.all_topics for batch in self.subscription):
+        """Note an event, if a plain look at subscription and rights says that it is wanted."""
+        wanted = any(batch <= event.path.all_topics for batch in self.subscription)
+        topics = frozenset(event.path.topics)
+        if wanted and (not event.path.private or any(segment <= topics for segment in self.rights.sees)):
             self.expected += self.wire(event.line)
 
 
@@ -78,7 +89,7 @@ async def test_each_event_once_in_order_while_others_come_and_go(
     for _ in range(600):
         action = dice.random()
         if action < 0.25:
-            present.append(Recorder(dice.choice(PATHS), dice.random() < 0.3))
+            present.append(Recorder(dice.choice(PATHS), dice.random() < 0.3, some_rights(dice)))
             enter(subject, present[-1])
         elif action < 0.4 and present:
             leaving = present.pop(dice.randrange(len(present)))
@@ -87,11 +98,13 @@ async def test_each_event_once_in_order_while_others_come_and_go(
             leaving.expected = leaving.sent  # and nothing after it has left
             gone.append(leaving)
         elif action < 0.8:
-            event = an_event(stamps, dice.choice(["/a", "/b", "/a/b", "/c"]), dice.choice([0, 0, 0, 100_000]))
+            event = an_event(stamps, dice.choice(EVENTS), dice.choice([0, 0, 0, 100_000]))
             for recorder in present:
                 recorder.expect(event)
             subject.deliver(event)
-        elif action < 0.85:
+        elif action < 0.85 and present:
+            subject.change_rights(cast(Subscriber, dice.choice(present)), some_rights(dice))
+        elif action < 0.9:
             subject.ping(b"ping\n")
             for recorder in present:
                 recorder.expected += recorder.wire(b"ping\n")
@@ -99,11 +112,32 @@ async def test_each_event_once_in_order_while_others_come_and_go(
             await asyncio.sleep(0)  # a turn of the loop
     subject.flush()
     assert len(subject) == len(present) == len(list(subject))
-    for recorder in present + gone:
-        assert recorder.sent == recorder.expected
+    assert [recorder.sent for recorder in present + gone] == [
+        recorder.expected for recorder in present + gone
+    ]
     for recorder in present:
         subject.remove(cast(Subscriber, recorder))
     assert len(subject) == 0
+
+
+async def test_who_falls_behind_after_its_rights_changed_goes_on_from_its_place() -> None:
+    """Not from the beginning of a backlog that is older than this life of the server."""
+    subject, stamps = Fanout(backlog=True), Stamps()
+    recorder = Recorder("/a", http_1_0=False)
+    subject.add(cast(Subscriber, recorder))
+    subject.join(cast(Subscriber, recorder), 5)
+    subject.change_rights(cast(Subscriber, recorder), Rights(frozenset({EVERY_EVENT})))
+    recorder.full = True
+    subject.ping(b"ping\n")
+    subject.flush()
+    assert recorder.behind_after == 5
+    event = an_event(stamps, "/private/a")
+    subject.change_rights(cast(Subscriber, recorder), NO_RIGHTS)
+    subject.deliver(event)
+    subject.join(cast(Subscriber, recorder), event.stamp.position)
+    subject.deliver(event)
+    subject.flush()
+    assert b"pubsub_cursor" not in recorder.sent
 
 
 async def test_what_is_published_in_one_turn_is_one_write() -> None:

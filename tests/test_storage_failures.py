@@ -319,7 +319,7 @@ async def test_an_emptied_file_is_noticed(storage: Path, start_daemon: StartDaem
     assert [await publish(daemon, number) for number in range(3)] == [202] * 3
     os.truncate(storage, 0)
     assert await publish(daemon, 3) == 503
-    assert str(storage) in with_level(daemon, "ERROR")[0]
+    assert str(storage) in await daemon.until_logged(" ERROR ")
 
 
 async def test_a_file_taken_away_while_the_daemon_is_stopped(
