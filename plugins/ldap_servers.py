@@ -1,0 +1,167 @@
+"""The servers of a directory: which one is asked, by how many at a time, and what is done while none answers.
+
+Questions are asked in threads, a few at a time; others wait for their turn, for a bounded time. The server
+that answered last is asked first. One that does not answer is left alone for a while: if that is all of
+them, questions fail at once.
+"""
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from core.login import WrongCredentials
+from core.settings import LdapConfig
+from plugins.ldap_lookup import Outage, Question, ask
+
+MOST_AT_A_TIME = 4
+MOST_WAITING = 100
+PAUSE = 5.0  # seconds for which a server that does not answer is left alone
+_QUIET = 60.0  # seconds from one line of the log to the next about the same trouble
+
+_log = logging.getLogger("pypubsub.ldap")
+
+
+class Trouble:
+    """What the log says of something that fails again and again: that it does, and that it is over.
+
+    At most once a minute, for somebody may be able to bring it about at will.
+    """
+
+    def __init__(self, subject: str) -> None:
+        self._subject = subject
+        self._told: str | None = None  # the reason in the log, while it is the last word there
+        self._quiet_until = 0.0  # monotonic
+
+    def began(self, reason: str) -> None:
+        """It fails, or still does."""
+        if reason != self._told and time.monotonic() >= self._quiet_until:
+            self._told = reason
+            self._quiet_until = time.monotonic() + _QUIET
+            _log.warning("%s cannot be asked: %s", self._subject, reason)
+
+    def ended(self) -> None:
+        """It works, or still does."""
+        if self._told is not None:
+            self._told = None
+            _log.info("%s answers again", self._subject)
+
+
+class Server:
+    """One of clients.ldap.uri."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._trouble = Trouble(f"the directory's server {uri}")
+        self._out_until = 0.0  # monotonic
+
+    @property
+    def left_alone(self) -> bool:
+        """Whether it did not answer a moment ago."""
+        return time.monotonic() < self._out_until
+
+    def answered(self) -> None:
+        """It has said what it was asked."""
+        self._out_until = 0.0
+        self._trouble.ended()
+
+    def failed(self, outage: Outage) -> None:
+        """It has not."""
+        self._trouble.began(outage.reason)
+        if outage.silent:
+            self._out_until = time.monotonic() + PAUSE
+
+    def retry(self) -> None:
+        """Do not leave it alone."""
+        self._out_until = 0.0
+
+
+class Servers:
+    """All of clients.ldap.uri."""
+
+    def __init__(self, config: LdapConfig) -> None:
+        self._config = config
+        self._servers = [Server(uri) for uri in config.uri]
+        self._first = self._servers[0]  # to be asked
+        self._crowd = Trouble("the directory")
+        self._pool = ThreadPoolExecutor(MOST_AT_A_TIME, thread_name_prefix="ldap")
+        self._free = asyncio.Semaphore(MOST_AT_A_TIME)  # a turn is over when its thread is free again
+        self._waiting = 0
+        self._asking: set[asyncio.Future[list[bytes]]] = set()
+        self._stopped = False
+
+    def retry(self) -> None:
+        """Forget what is known of them: ask at once, and in the order of the configuration."""
+        self._first = self._servers[0]
+        for server in self._servers:
+            server.retry()
+
+    def stop(self) -> None:
+        """Ask no more, and wait for nobody: a thread that hangs ends by its own timeouts."""
+        self._stopped = True
+        for asking in list(self._asking):
+            asking.cancel()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def ask(self, question: Question) -> list[bytes]:
+        """The dns of the user's groups. Raises WrongCredentials, Outage."""
+        failed = Outage("no server has answered a moment ago")
+        for server in sorted(self._servers, key=lambda server: server is not self._first):
+            if server.left_alone or not await self._turn(server):
+                continue
+            try:
+                found = await self._ask(server, question)
+            except WrongCredentials:
+                self._has_answered(server)
+                raise
+            except Outage as outage:
+                if self._stopped:
+                    raise
+                server.failed(outage)
+                failed = outage
+            else:
+                self._has_answered(server)
+                return found
+        raise failed
+
+    def _has_answered(self, server: Server) -> None:
+        self._first = server
+        server.answered()
+
+    async def _turn(self, server: Server) -> bool:
+        """Wait for a thread; whether the server is still to be asked. Raises Outage if that takes long."""
+        if self._free.locked() and self._waiting >= MOST_WAITING:
+            self._crowd.began(f"{MOST_WAITING} others wait for it")
+            raise Outage("too many wait")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._config.timeout):
+                await self._free.acquire()
+        except TimeoutError:
+            self._crowd.began(f"others keep it busy for {self._config.timeout:g} s (clients.ldap.timeout)")
+            raise Outage("too many ask") from None
+        finally:
+            self._waiting -= 1
+        if server.left_alone or self._stopped:
+            self._free.release()
+            return False
+        self._crowd.ended()
+        return True
+
+    async def _ask(self, server: Server, question: Question) -> list[bytes]:
+        """In a thread, which this one's turn has to give back."""
+        asking = asyncio.get_running_loop().run_in_executor(
+            self._pool, ask, server.uri, self._config, question, lambda: self._stopped
+        )
+        self._asking.add(asking)
+        asking.add_done_callback(self._done)
+        try:
+            return await asyncio.shield(asking)  # if the client goes, the thread is not free for that
+        except asyncio.CancelledError:
+            if asking.cancelled():  # by stop(): no reason to cancel whoever waits here
+                raise Outage("the server stops") from None
+            raise
+
+    def _done(self, asking: asyncio.Future[list[bytes]]) -> None:
+        self._asking.discard(asking)
+        self._free.release()
