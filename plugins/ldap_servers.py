@@ -1,8 +1,8 @@
 """The servers of a directory: which one is asked, by how many at a time, and what is done while none answers.
 
 Questions are asked in threads, a few at a time; others wait for their turn, for a bounded time. The server
-that answered last is asked first. One that does not answer is left alone for a while: if that is all of
-them, questions fail at once.
+that answered last is asked first. One that does not answer is left alone for as long as that has cost: if
+that is all of them, questions fail at once.
 """
 
 import asyncio
@@ -16,7 +16,6 @@ from plugins.ldap_lookup import Outage, Question, ask
 
 MOST_AT_A_TIME = 4
 MOST_WAITING = 100
-PAUSE = 5.0  # seconds for which a server that does not answer is left alone
 _QUIET = 60.0  # seconds from one line of the log to the next about the same trouble
 
 _log = logging.getLogger("pypubsub.ldap")
@@ -48,10 +47,11 @@ class Trouble:
 
 
 class Server:
-    """One of clients.ldap.uri."""
+    """One of clients.ldap.uri. pause: seconds for which it is left alone if it does not answer."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, pause: float) -> None:
         self.uri = uri
+        self._pause = pause
         self._trouble = Trouble(f"the directory's server {uri}")
         self._out_until = 0.0  # monotonic
 
@@ -69,7 +69,7 @@ class Server:
         """It has not."""
         self._trouble.began(outage.reason)
         if outage.silent:
-            self._out_until = time.monotonic() + PAUSE
+            self._out_until = time.monotonic() + self._pause
 
     def retry(self) -> None:
         """Do not leave it alone."""
@@ -81,7 +81,7 @@ class Servers:
 
     def __init__(self, config: LdapConfig) -> None:
         self._config = config
-        self._servers = [Server(uri) for uri in config.uri]
+        self._servers = [Server(uri, config.timeout) for uri in config.uri]
         self._first = self._servers[0]  # to be asked
         self._crowd = Trouble("the directory")
         self._pool = ThreadPoolExecutor(MOST_AT_A_TIME, thread_name_prefix="ldap")
