@@ -17,7 +17,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -70,14 +70,17 @@ class Proof:
 
 
 class Directory:
-    """The provider of the users of clients.ldap. Raises ConfigError."""
+    """The provider of the users of clients.ldap. Raises ConfigError. clock: monotonic, in seconds."""
 
     name = "ldap"
     configured = True
 
-    def __init__(self, config: LdapConfig, streams: OpenStreams) -> None:
+    def __init__(
+        self, config: LdapConfig, streams: OpenStreams, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._config = config
         self._streams = streams
+        self._clock = clock
         problems: list[str] = []
         with _collected(problems):
             self._user_dn = UserDn(config.user_dn)
@@ -100,7 +103,7 @@ class Directory:
     def recall(self, credentials: Credentials) -> Login | None:
         """The answer to the same user and password, if it is not older than `refresh`."""
         answer = self._answers.get(_key(credentials))
-        if answer is None or answer.rights is None or time.monotonic() - answer.asked > self._config.refresh:
+        if answer is None or answer.rights is None or self._clock() - answer.asked > self._config.refresh:
             return None
         return Login(self, folded(credentials.user), answer.rights, Proof(credentials, answer))
 
@@ -120,7 +123,7 @@ class Directory:
         except Outage:  # the log has the reason
             message = "the directory cannot be asked: try again in a few seconds"
             raise Refused(503, message, headers=RETRY_AFTER) from None
-        answer = answers.setdefault(key, Answer(rights, time.monotonic()))
+        answer = answers.setdefault(key, Answer(rights, self._clock()))
         answers.move_to_end(key)
         if len(answers) > MOST_ANSWERS:
             answers.popitem(last=False)
@@ -145,7 +148,7 @@ class Directory:
         """Keep what the directory says by now; whether that is something else than before."""
         changed = answer.given_up or rights != answer.rights
         answer.rights = rights
-        answer.asked = time.monotonic()
+        answer.asked = self._clock()
         answer.given_up = False
         return changed
 
@@ -179,7 +182,7 @@ class Directory:
 
     async def _ask_again(self, age: float) -> None:
         """For each user of open streams about whom the last answer is that old (seconds)."""
-        before = time.monotonic() - age
+        before = self._clock() - age
         due = {}
         for login in self._streams.logins():
             if login.provider is self:
@@ -211,7 +214,7 @@ class Directory:
             except WrongCredentials:
                 rights = None
             except Outage:
-                if not answer.given_up and time.monotonic() - answer.asked >= self._config.grace:
+                if not answer.given_up and self._clock() - answer.asked >= self._config.grace:
                     answer.given_up = True
                     given_up.append(answer)
                 continue

@@ -47,10 +47,10 @@ class Outage(Exception):  # noqa: N818 (it says what is the matter)
     """A server cannot be asked, or did not answer what it was asked.
 
     reason: for the log: what is wrong, and what to look at. Holds nothing that a client sent.
-    silent: not even the bind was answered, so that the next one to ask would wait in vain.
+    silent: no connection, or no answer to the bind, so that the next one to ask would wait in vain.
     """
 
-    def __init__(self, reason: str, *, silent: bool = True) -> None:
+    def __init__(self, reason: str, *, silent: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.silent = silent
@@ -77,7 +77,7 @@ def ask(uri: str, config: LdapConfig, question: Question, unwanted: Callable[[],
         found = []
         for pattern, query in question.searches:
             if unwanted():
-                raise Outage("stopped", silent=False)
+                raise Outage("stopped")
             found += _search(connection, config, pattern, query)
         return found
 
@@ -88,7 +88,7 @@ def ask(uri: str, config: LdapConfig, question: Question, unwanted: Callable[[],
 @contextlib.contextmanager
 def _connected(uri: str, config: LdapConfig, question: Question) -> Iterator[ldap3.Connection]:
     """A connection on which the password may be sent."""
-    with _outages("it cannot be reached"):
+    with _outages("it cannot be reached", silent=(Exception,)):
         server = ldap3.Server(
             uri,
             get_info=ldap3.NONE,
@@ -108,16 +108,16 @@ def _connected(uri: str, config: LdapConfig, question: Question) -> Iterator[lda
             read_only=True,
         )
     try:
-        with _outages("it cannot be reached"):
+        with _outages("it cannot be reached", silent=(Exception,)):
             connection.open(read_server_info=False)
             connection.socket = _BoundedSocket(connection.socket, config.timeout)
         if config.start_tls and not server.ssl:
-            with _outages("it does not do StartTLS (clients.ldap.start_tls)"):
+            with _outages("it does not do StartTLS (clients.ldap.start_tls)", silent=(Exception,)):
                 connection.start_tls(read_server_info=False)
             if not isinstance(
                 connection.socket.inner, ssl.SSLSocket
             ):  # ldap3 may just answer that it has not
-                raise Outage("it does not do StartTLS (clients.ldap.start_tls)")
+                raise Outage("it does not do StartTLS (clients.ldap.start_tls)", silent=True)
         yield connection
     finally:
         if connection.socket is not None:  # ldap3 leaves open what has failed half-way
@@ -174,7 +174,9 @@ class _Tls(ldap3.Tls):
             # read anew each time: a new ca_file is used at once
             self._context = ssl.create_default_context(cafile=config.ca_file)
         except OSError as error:  # ssl.SSLError is one
-            raise Outage(f"clients.ldap.ca_file: {config.ca_file}: no certificates in PEM: {error}") from None
+            raise Outage(
+                f"clients.ldap.ca_file: {config.ca_file}: no certificates in PEM: {error}", silent=True
+            ) from None
         self._context.minimum_version = ssl.TLSVersion.TLSv1_2
         if not config.verify:
             self._context.check_hostname = False
@@ -195,7 +197,7 @@ class _Tls(ldap3.Tls):
 
 
 def _bind(connection: ldap3.Connection) -> None:
-    with _outages("it does not answer whether a password is right"):
+    with _outages("it does not answer whether a password is right", silent=(TimeoutError,)):
         connection.bind(read_server_info=False)
         result = connection.result
         code, kind = int(result["result"]), result["type"]
@@ -204,7 +206,6 @@ def _bind(connection: ldap3.Connection) -> None:
     if code in _WRONG:
         raise WrongCredentials
     if code != RESULT_SUCCESS:
-        # it has answered at once; perhaps it has this to say to one user only
         raise Outage(
             f"it does not say whether a password is right: {RESULT_CODES[code]} ({code})", silent=False
         )
@@ -212,7 +213,7 @@ def _bind(connection: ldap3.Connection) -> None:
 
 def _search(connection: ldap3.Connection, config: LdapConfig, pattern: str, query: str) -> list[bytes]:
     about = f"a search below clients.ldap.base_scope {config.base_scope!r} for {pattern!r} fails"
-    with _outages(about, silent=False):
+    with _outages(about):
         connection.search(
             config.base_scope,
             query,
@@ -225,23 +226,23 @@ def _search(connection: ldap3.Connection, config: LdapConfig, pattern: str, quer
         entries = [entry for entry in connection.response or () if entry["type"] == "searchResEntry"]
         found = [bytes(entry["raw_dn"]) for entry in entries]
     if kind != "searchResDone":
-        raise Outage(f"{about}: something else came", silent=False)
+        raise Outage(f"{about}: something else came")
     if code == RESULT_NO_SUCH_OBJECT:
-        raise Outage(f"{about}: base_scope is not there, or the user may not see it", silent=False)
+        raise Outage(f"{about}: base_scope is not there, or the user may not see it")
     if code != RESULT_SUCCESS:  # with fewer groups than there are, rights would be lost without a word
-        raise Outage(f"{about}: {RESULT_CODES[code]} ({code})", silent=False)
+        raise Outage(f"{about}: {RESULT_CODES[code]} ({code})")
     return found
 
 
 @contextlib.contextmanager
-def _outages(about: str, *, silent: bool = True) -> Iterator[None]:
-    """Turn whatever ldap3 raises into an Outage."""
+def _outages(about: str, *, silent: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn whatever ldap3 raises into an Outage. silent: what makes it one of a server that is not there."""
     try:
         yield
     except Outage:
         raise
     except Exception as error:  # noqa: BLE001 (ldap3 reads an answer by hand: bytes that are none raise anything)
-        raise Outage(f"{about}: {_in_words(error)}", silent=silent) from None
+        raise Outage(f"{about}: {_in_words(error)}", silent=isinstance(error, silent)) from None
 
 
 def _in_words(error: Exception) -> str:

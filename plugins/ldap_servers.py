@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from core.login import WrongCredentials
 from core.settings import LdapConfig
@@ -54,6 +55,7 @@ class Server:
         self._pause = pause
         self._trouble = Trouble(f"the directory's server {uri}")
         self._out_until = 0.0  # monotonic
+        self._answered_at = 0.0  # monotonic
 
     @property
     def left_alone(self) -> bool:
@@ -62,13 +64,15 @@ class Server:
 
     def answered(self) -> None:
         """It has said what it was asked."""
+        self._answered_at = time.monotonic()
         self._out_until = 0.0
         self._trouble.ended()
 
-    def failed(self, outage: Outage) -> None:
-        """It has not."""
+    def failed(self, outage: Outage, asked_at: float) -> None:
+        """It has not. asked_at: monotonic."""
         self._trouble.began(outage.reason)
-        if outage.silent:
+        # if it has answered others since, this user is the trouble, who may be so at will
+        if outage.silent and self._answered_at < asked_at:
             self._out_until = time.monotonic() + self._pause
 
     def retry(self) -> None:
@@ -107,26 +111,12 @@ class Servers:
         """The dns of the user's groups. Raises WrongCredentials, Outage."""
         failed = Outage("no server has answered a moment ago")
         for server in sorted(self._servers, key=lambda server: server is not self._first):
-            if server.left_alone or not await self._turn(server):
-                continue
-            try:
-                found = await self._ask(server, question)
-            except WrongCredentials:
-                self._has_answered(server)
-                raise
-            except Outage as outage:
-                if self._stopped:
-                    raise
-                server.failed(outage)
-                failed = outage
-            else:
-                self._has_answered(server)
-                return found
+            if not server.left_alone and await self._turn(server):
+                try:
+                    return await self._ask(server, question)
+                except Outage as outage:
+                    failed = outage
         raise failed
-
-    def _has_answered(self, server: Server) -> None:
-        self._first = server
-        server.answered()
 
     async def _turn(self, server: Server) -> bool:
         """Wait for a thread; whether the server is still to be asked. Raises Outage if that takes long."""
@@ -154,7 +144,7 @@ class Servers:
             self._pool, ask, server.uri, self._config, question, lambda: self._stopped
         )
         self._asking.add(asking)
-        asking.add_done_callback(self._done)
+        asking.add_done_callback(partial(self._done, server, time.monotonic()))
         try:
             return await asyncio.shield(asking)  # if the client goes, the thread is not free for that
         except asyncio.CancelledError:
@@ -162,6 +152,15 @@ class Servers:
                 raise Outage("the server stops") from None
             raise
 
-    def _done(self, asking: asyncio.Future[list[bytes]]) -> None:
+    def _done(self, server: Server, asked_at: float, asking: asyncio.Future[list[bytes]]) -> None:
+        """Learn from what came out, also if nobody waits for it any more."""
         self._asking.discard(asking)
         self._free.release()
+        if self._stopped:
+            return
+        error = asking.exception()
+        if error is None or isinstance(error, WrongCredentials):
+            self._first = server
+            server.answered()
+        elif isinstance(error, Outage):
+            server.failed(error, asked_at)

@@ -92,12 +92,15 @@ class Peer:
 
     def __init__(self, fake: "Fake", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._fake = fake
+        self.number = fake.connections  # 1 for the first
         self.reader = reader
         self.writer = writer
 
     async def request(self) -> bytes:
-        """The next request; what is left if the peer goes before."""
+        """The next request. Raises ConnectionError if the peer goes."""
         received = await self.reader.read(65536)  # ldap3 sends each in one piece
+        if not received:
+            raise ConnectionResetError
         self._fake.received += received
         return received
 
@@ -107,8 +110,8 @@ class Peer:
 
     async def silence(self) -> None:
         """Never answer, until the peer goes."""
-        while await self.request():
-            pass
+        while True:
+            await self.request()
 
     async def bind(self) -> None:
         """Take any password."""
@@ -145,10 +148,12 @@ class Fake:
         async with self.came:
             self.connections += 1
             self.came.notify_all()
-        # peers who go away, or whose TLS fails, are what the tests are about
-        with contextlib.suppress(OSError):
+        try:
             await self._handler(Peer(self, reader, writer))
-        writer.close()
+        except OSError:
+            pass  # peers who go away, or whose TLS fails, are what the tests are about
+        finally:
+            writer.close()
 
 
 @contextlib.asynccontextmanager

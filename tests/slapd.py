@@ -123,7 +123,7 @@ class Slapd:
             + SECTIONS.format(directory=directory, suffix=SUFFIX, extra=extra)
         )
         people = "".join(_person(user, password) for user, password in PASSWORDS.items())
-        self._run("slapadd", "-f", str(self._config), stdin=CONTENT + people)
+        self._run("slapadd", "-f", str(self._config), stdin=CONTENT + people.replace("changetype: add\n", ""))
 
     @property
     def uri(self) -> str:
