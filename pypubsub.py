@@ -40,7 +40,7 @@ from core.fanout import Fanout
 from core.following import Follower, Surroundings
 from core.framing import wire_form
 from core.idempotency import Answers, Ask, ask_again
-from core.login import AUTHENTICATE, Login, WrongCredentials, problem_with_password
+from core.login import AUTHENTICATE, Login, NoStreams, WrongCredentials, problem_with_password
 from core.replay import replay_request
 from core.settings import BacklogConfig, Config, load
 from core.store import PORTION, Accepted
@@ -146,7 +146,7 @@ class Server:
             self._fanout, self._store, asyncio.Lock(), ping_line, config.server.ping_interval
         )
         self._stamping = asyncio.Lock()  # held while the stamps of a long batch are given, over several turns
-        self._providers = providers_for(acl_path, users, self)
+        self._providers = providers_for(config.clients, acl_path, users, self)
         self._authentication = Authentication(
             self._providers, anonymous=config.clients.wrong_credentials == "anonymous"
         )
@@ -793,8 +793,10 @@ def load_all(config_path: Path, acl_path: Path) -> tuple[Config, Users | None, l
         users = read_users(acl_path)
     except ConfigError as error:
         problems = error.problems
+        users = None
     try:
         config, warnings = load(config_path, SECTIONS_WITHOUT_EFFECT)
+        providers_for(config.clients, acl_path, users, NoStreams())  # the dns of a directory, say
     except ConfigError as error:
         raise ConfigError(error.problems + problems) from error
     if problems:

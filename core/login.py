@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import secrets
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -91,7 +91,15 @@ class OpenStreams(Protocol):
         """Have Provider.rights_by_now() asked for each of them."""
 
 
-Providers = Callable[[OpenStreams], Sequence[Provider]]
+class NoStreams:
+    """OpenStreams where no server is, to see whether a configuration is good."""
+
+    def logins(self) -> Iterable[Login]:
+        """Of none."""
+        return ()
+
+    def rights_changed(self) -> None:
+        """For nobody."""
 
 
 def parse_credentials(authorization: Sequence[str]) -> Credentials:

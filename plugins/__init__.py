@@ -10,6 +10,10 @@ A plugin is one module, or one with parts of its own, such as those beside backl
     backlog_file     that file, an SQLite database
     backlog_import   the file of PyPubSub 0.7, turned into such a one
     acl_passwords    passwords, plain and hashed
+    ldap_servers     which server of the directory is asked, and what is done while none answers
+    ldap_lookup      one question to one server
+    ldap_templates   where a user's name goes in what is asked
+    ldap_dn          distinguished names
 """
 
 from collections.abc import Sequence
@@ -17,13 +21,13 @@ from pathlib import Path
 
 from core.errors import StartError
 from core.login import OpenStreams, Provider
-from core.settings import ServerConfig
+from core.settings import ClientsConfig, ServerConfig
 from core.store import Deliver, Store, Unstored
 from plugins.acl import AclFile, Users
 
 # sections of plugins that are not there yet: accepted, so that the configuration of a PyPubSub 0.7 works
 # unchanged, and reported at the start as having no effect
-SECTIONS_WITHOUT_EFFECT = (("clients", "ldap"), ("sqs",))
+SECTIONS_WITHOUT_EFFECT = (("sqs",),)
 
 
 def check_directory(storage: Path) -> None:
@@ -50,9 +54,16 @@ def store_for(server: ServerConfig, deliver: Deliver) -> Store:
     return Backlog(server.backlog, deliver)
 
 
-def providers_for(acl_path: Path, users: Users | None, streams: OpenStreams) -> Sequence[Provider]:
-    """Who is asked for users, in this order.
+def providers_for(
+    clients: ClientsConfig, acl_path: Path, users: Users | None, streams: OpenStreams
+) -> Sequence[Provider]:
+    """Who is asked for users, in this order. Raises ConfigError.
 
     users: what the ACL file holds; streams: the server's.
     """
-    return [AclFile(acl_path, users, streams)]
+    providers: list[Provider] = [AclFile(acl_path, users, streams)]
+    if clients.ldap:
+        from plugins.ldap import Directory  # noqa: PLC0415 (and ldap3 with it)
+
+        providers.append(Directory(clients.ldap, streams))
+    return providers

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from daemon import Acl, Daemon
+from slapd import Slapd
 
 os.environ.pop("PYTHONUNBUFFERED", None)  # programs under test run as they do elsewhere
 
@@ -61,3 +62,12 @@ def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     for daemon in daemons:
         if daemon.running:
             daemon.stop()
+
+
+@pytest.fixture
+def slapd(tmp_path: Path) -> Iterator[Slapd]:
+    """A directory of the test's own."""
+    slapd = Slapd(tmp_path / "slapd")
+    slapd.start()
+    yield slapd
+    slapd.close()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from core.authentication import Authentication
 from core.errors import ConfigError
-from core.login import Login, WrongCredentials
+from core.login import Login, NoStreams, WrongCredentials
 from core.rights import EVERY_EVENT
 from daemon import ROOT, Daemon, basic
 from plugins import acl
@@ -386,17 +386,6 @@ def test_check_tells_of_users_without_their_passwords(tmp_path: Path) -> None:
     assert "users: 1 in the ACL file" in result.stdout
     assert f"warning: {path}: alice: the password is plain text" in result.stdout
     assert "hunter2" not in result.stdout + result.stderr
-
-
-class NoStreams:
-    """A server without any (core.login.OpenStreams)."""
-
-    def logins(self) -> list[Login]:
-        """None."""
-        return []
-
-    def rights_changed(self) -> None:
-        """There is nothing to do."""
 
 
 @pytest.fixture

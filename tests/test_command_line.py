@@ -76,8 +76,8 @@ def test_check_says_what_would_be_served(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "serves http://0.0.0.0:2069\n" in ended.stdout
     assert "10.0.0.1/24" in ended.stdout
-    for section in ("clients.ldap", "sqs"):
-        assert f"{section}: has no effect" in ended.stdout
+    assert "directory: ldaps://ldap.example.org\n" in ended.stdout
+    assert "sqs: has no effect" in ended.stdout
 
 
 def test_check_says_what_is_kept(tmp_path: Path) -> None:

@@ -31,15 +31,6 @@ def shared_slapd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slapd]:
 
 
 @pytest.fixture
-def slapd(tmp_path: Path) -> Iterator[Slapd]:
-    """A directory of the test's own."""
-    slapd = Slapd(tmp_path / "slapd")
-    slapd.start()
-    yield slapd
-    slapd.close()
-
-
-@pytest.fixture
 async def directory(shared_slapd: Slapd) -> AsyncIterator[Directory]:
     """The provider of its users."""
     async with running(ldap_config(shared_slapd.uri)) as directory:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ldap3.operation.search import FilterNode, parse_filter
 
 from core.errors import ConfigError
-from core.login import problem_with_user
+from core.login import NoStreams, problem_with_user
 from directory import ldap_config
 from plugins.ldap import Directory
 from plugins.ldap_dn import parse_dn
@@ -177,17 +177,6 @@ def test_a_name_at_a_domain_is_no_dn() -> None:
 
 
 # What the configuration may say
-
-
-class NoStreams:
-    """None open."""
-
-    def logins(self) -> list[Any]:
-        """As core.login.OpenStreams."""
-        return []
-
-    def rights_changed(self) -> None:
-        """As core.login.OpenStreams."""
 
 
 @pytest.mark.parametrize(
