@@ -8,14 +8,12 @@ gone. What needs no aiohttp lives in core/.
 
 import argparse
 import asyncio
-import contextlib
 import errno
 import functools
 import json
 import logging
 import math
 import os
-import resource
 import signal
 import ssl
 import sys
@@ -31,6 +29,7 @@ from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 from core import __version__
 from core.access import UNIX, Networks, from_another_site, plain_address, publisher_address
 from core.body import inflate, too_large
+from core.connections import Connections, Place, most_connections
 from core.cursor import Mark, Stamps
 from core.errors import RETRY_AFTER, ConfigError, Refused, StartError
 from core.event import Event, parse_ndjson, parse_payload
@@ -57,7 +56,6 @@ BODY_TIMEOUT = 60.0  # seconds a request's body may take
 MOST_GROWTH = 100  # times max_payload_size that a batch's lines may have, which all hold its path
 LINGER = 3.0  # seconds that a refused body is read on for, so that the answer is not lost to a reset
 MAX_HELD_REFUSALS = 1000
-FILES_OF_OUR_OWN = 30  # open files that are not connections: logs, sockets that listen, the event loop's
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 ACCEPT_BACKLOG = 1024  # connections waiting to be accepted: after a restart everybody comes back at once
 AUTHENTICATE = {"WWW-Authenticate": 'Basic realm="PyPubSub", charset="UTF-8"'}  # RFC 7617
@@ -70,12 +68,12 @@ CORS_ANSWER_HEADERS = "Idempotency-Replayed, Retry-After, X-Cursor, X-Replay, X-
 class Connection(web.RequestHandler):
     """A connection of aiohttp's that is counted, knows its peer, and answers malformed requests our way."""
 
-    __slots__ = ("http", "peer", "surplus")
+    __slots__ = ("http", "peer", "place")
 
     def __init__(self, http: "HttpServer", **settings: Any) -> None:
         super().__init__(http, **settings)
         self.http = http
-        self.surplus = False  # one more than server.max_connections
+        self.place: Place = "admitted"  # or which limit it is beyond
         self.peer: str | None = None  # an address, "unix", or None if the client left before it could be seen
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -85,13 +83,14 @@ class Connection(web.RequestHandler):
             self.peer = plain_address(peername[0])
         elif peername is not None:
             self.peer = UNIX
-        self.http.open_connections += 1
-        self.surplus = self.http.open_connections > self.http.max_connections
+        self.place = self.http.limits.enter(self.peer)
         super().connection_made(transport)
+        if self.place == "closed" and self.transport is not None:
+            self.transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is gone."""
-        self.http.open_connections -= 1
+        self.http.limits.leave(self.peer, self.place)
         super().connection_lost(exc)
 
     def handle_error(
@@ -111,9 +110,11 @@ class HttpServer(web.Server):
     def __init__(self, server: "Server") -> None:
         super().__init__(server.handle, handler_cancellation=True)  # so a disconnect is noticed at once
         self.server = server
-        self.open_connections = 0
-        self.max_connections = min(
-            server.config.server.max_connections, raise_file_limit() - FILES_OF_OUR_OWN
+        settings = server.config.server
+        self.limits = Connections(
+            most_connections(settings.max_connections),
+            settings.max_connections_per_address,
+            Networks(settings.trusted_proxies),
         )
 
     def __call__(self) -> Connection:
@@ -169,8 +170,9 @@ class Server:
             if self._stop.is_set():  # it may have taken long
                 return
             await self._listen()
-            if self._http.max_connections < self.config.server.max_connections:
-                log.info("the limit of open files allows for %d connections", self._http.max_connections)
+            most = self._http.limits.most
+            if most < self.config.server.max_connections:
+                log.info("the limit of open files allows for %d connections", most)
             async with asyncio.TaskGroup() as tasks:  # the death of one of them ends the server
                 lasting = [
                     tasks.create_task(self._store.run(), name="store"),
@@ -307,8 +309,9 @@ class Server:
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._stop.is_set():
             raise Refused(503, "the server is stopping", headers=RETRY_AFTER, close=True)
-        if connection_of(request).surplus:
-            raise Refused(503, "too many connections", headers=RETRY_AFTER, close=True)
+        connection = connection_of(request)
+        if refused := connection.http.limits.refusal(connection.place):
+            raise refused
         match request.method:
             case "GET":
                 return await self._subscribe(request)
@@ -749,16 +752,6 @@ def shown_backlog(backlog: BacklogConfig) -> str:
     age = f", for {backlog.max_age:g} seconds at most" if backlog.max_age else ""
     where = backlog.storage or "in memory"
     return f"{backlog.size} public and as many private events{age}, {where}"
-
-
-def raise_file_limit() -> int:
-    """Let the process open as many files, connections among them, as it may. How many that is."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # macOS refuses "unlimited"
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 async def serve(config: Config) -> None:

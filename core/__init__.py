@@ -19,6 +19,7 @@ Beside that road:
     following    a subscriber's way from the backlog to the live events, and back when it falls behind
     recent       the newest events, in memory
     idempotency  the answers remembered for publishers who ask twice
+    connections  how many there may be, in all and from one address
     settings     the sections `server` and `clients` of pypubsub.yaml
     unix_socket  sockets in the file system
     tls          the server's certificate

@@ -99,6 +99,7 @@ class ServerConfig(Section):
     idempotency_window: Duration = 600.0
     backlog: BacklogConfig = BacklogConfig()
     max_connections: Annotated[StrictInt, Field(ge=1)] = 50_000
+    max_connections_per_address: Annotated[StrictInt, Field(ge=0)] = 0  # 0: no limit
     trusted_proxies: tuple[Network, ...] = ()
     cors_origins: tuple[Origin, ...] = ()
     access_log: StrictBool = False

@@ -241,43 +241,6 @@ def test_a_name_that_cannot_be_an_address_is_one_clear_line(tmp_path: Path) -> N
     assert run(tmp_path, "--acl", "x" * 300, config="").returncode == 2
 
 
-async def test_connections_over_the_limit_are_refused_and_others_served(start_daemon: StartDaemon) -> None:
-    """503 for those that came too late, however long they stay."""
-    server = start_daemon({"server": {"max_connections": 2}})
-    request = b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
-    connections = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(4)]
-    async with asyncio.timeout(10):
-        for (reader, writer), status in zip(connections, [202, 202, 503, 503], strict=True):
-            writer.write(request)
-            assert f" {status} ".encode() in await reader.readline()
-        reader, writer = connections[0]
-        await reader.readuntil(b"accepted\n")
-        writer.write(request)
-        assert b" 202 " in await reader.readline()
-    for _, writer in connections:
-        writer.close()
-
-
-async def test_more_connections_than_open_files_do_no_harm(start_daemon: StartDaemon) -> None:
-    """Those that came first are served, and the log stays short."""
-    server = start_daemon(files=64)
-    request = b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
-    connections = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(150)]
-    reader, writer = connections[0]
-    async with asyncio.timeout(10):
-        for _ in range(3):
-            writer.write(request)
-            assert b" 202 " in await reader.readline()
-            await reader.readuntil(b"accepted\n")
-    await server.until_logged("cannot accept connections: Too many open files")
-    for _, writer in connections:
-        writer.close()
-    while (await server.request("HEAD", "/")).status != 204:
-        pass
-    assert len(server.log) < 200
-    assert not any("Traceback" in line for line in server.log)
-
-
 def test_a_certificate_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
     """Exit 1, also with --check."""
     config = "server: {bind: 127.0.0.1, port: 0, tls: {port: 0, cert: no.crt, key: no.key}}"

@@ -1,0 +1,178 @@
+"""What one client can take from the others: connections, and what it hears when it is too much."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from netaddr import IPNetwork
+
+from core.access import Networks
+from core.connections import MAX_SURPLUS, Connections
+from daemon import Daemon
+from wire import TIMEOUT
+
+StartDaemon = Callable[..., Daemon]
+PUT = b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+
+
+class Client:
+    """A connection that sends what a test says, byte for byte."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def send(self, raw: bytes) -> None:
+        """Send."""
+        self.writer.write(raw)
+
+    async def answer(self) -> tuple[int, str]:
+        """The next answer: its status, and its head and body as they came."""
+        async with asyncio.timeout(TIMEOUT):
+            raw = await self.reader.readuntil(b"\r\n\r\n")
+            length = raw.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]
+            raw += await self.reader.readexactly(int(length or 0))
+        return int(raw.split()[1]), raw.decode()
+
+    async def put(self) -> int:
+        """Publish over this connection; the status."""
+        self.send(PUT)
+        return (await self.answer())[0]
+
+    async def rest(self) -> bytes:
+        """All that comes until the connection ends."""
+        async with asyncio.timeout(TIMEOUT):
+            return await self.reader.read()
+
+
+@contextlib.asynccontextmanager
+async def connected(server: Daemon, address: str = "127.0.0.1") -> AsyncIterator[Client]:
+    """A connection to a daemon, from an address of this machine."""
+    client = Client(*await asyncio.open_connection("127.0.0.1", server.port, local_addr=(address, 0)))
+    try:
+        yield client
+    finally:
+        client.writer.close()
+
+
+# Connections
+
+
+async def test_connections_over_the_limit_are_refused_and_others_served(start_daemon: StartDaemon) -> None:
+    """503 for those that came too late, however long they stay; when one leaves, there is room for one."""
+    server = start_daemon({"server": {"max_connections": 2}})
+    async with connected(server) as first, connected(server) as late:
+        async with connected(server) as second, connected(server) as later:
+            assert [await first.put(), await late.put()] == [202, 202]
+            for refused in (second, later):
+                refused.send(PUT)
+                status, answer = await refused.answer()
+                assert status == 503
+                assert "\r\nRetry-After: 5\r\n" in answer
+                assert "\r\nConnection: close\r\n" in answer
+                assert answer.endswith("\ntoo many connections (server.max_connections): ask again later\n")
+                assert await refused.rest() == b""
+        assert await first.put() == 202
+        first.writer.close()
+        await until_served(server)
+        assert await late.put() == 202
+
+
+async def until_served(server: Daemon) -> None:
+    """Ask until a connection is not one too many."""
+    async with asyncio.timeout(TIMEOUT):
+        while True:
+            async with connected(server) as client:
+                if await client.put() == 202:
+                    return
+
+
+async def test_an_address_may_have_so_many_connections(start_daemon: StartDaemon) -> None:
+    """One more: 429, which limit it was, when to ask again. Other addresses are served."""
+    server = start_daemon({"server": {"max_connections_per_address": 1}})
+    async with connected(server) as first, connected(server) as second:
+        assert await first.put() == 202
+        second.send(PUT)
+        status, answer = await second.answer()
+        assert status == 429
+        assert "\r\nRetry-After: 5\r\n" in answer
+        assert "\r\nConnection: close\r\n" in answer
+        assert "more than 1 connections from one address (server.max_connections_per_address)" in answer
+        async with connected(server, "127.0.0.2") as other:
+            assert await other.put() == 202
+        assert await first.put() == 202
+        first.writer.close()
+        await until_served(server)
+
+
+async def test_a_trusted_proxy_may_have_any_number_of_connections(start_daemon: StartDaemon) -> None:
+    """As may the peers of a unix socket: who is behind them is not known before a request comes."""
+    server = start_daemon({"server": {"max_connections_per_address": 1, "trusted_proxies": ["127.0.0.2"]}})
+    async with connected(server, "127.0.0.2") as first, connected(server, "127.0.0.2") as second:
+        assert [await first.put(), await second.put()] == [202, 202]
+
+
+async def test_peers_of_a_unix_socket_may_have_any_number_of_connections(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """They have no address that could be counted."""
+    path = tmp_path / "socket"
+    limits = {"max_connections_per_address": 1, "bind": ["127.0.0.1", f"unix:{path}"]}
+    server = start_daemon({"server": limits, "clients": {"payloaders": ["unix"]}})
+    server.logged("serves unix:")
+    clients = [Client(*await asyncio.open_unix_connection(path)) for _ in range(2)]
+    assert [await client.put() for client in clients] == [202, 202]
+    for client in clients:
+        client.writer.close()
+
+
+# The addresses of two connections, and whether they count as one
+PAIRS = [
+    ("192.0.2.1", "192.0.2.1", True),
+    ("192.0.2.1", "192.0.2.2", False),
+    ("2001:db8::1", "2001:db8::ffff:2", True),
+    ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+    ("198.51.100.1", "198.51.100.1", False),
+    (None, None, False),
+    ("unix", "unix", False),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "counted"), PAIRS)
+def test_what_counts_as_one_address(first: str | None, second: str | None, counted: bool) -> None:
+    """An IPv4 address, a /64 of IPv6; an exempt address, and what has none, is not counted."""
+    limits = Connections(10, 1, Networks([IPNetwork("198.51.100.0/24")]))
+    assert limits.enter(first) == "admitted"
+    assert limits.enter(second) == ("connections_per_address" if counted else "admitted")
+    if counted:
+        limits.leave(first, "admitted")
+        assert limits.enter(second) == "admitted"
+
+
+async def test_surplus_connections_are_bounded_too(start_daemon: StartDaemon) -> None:
+    """One more than those who wait for their 503 is closed at once, and those admitted are served."""
+    server = start_daemon({"server": {"max_connections": 1}})
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(server)) for _ in range(MAX_SURPLUS + 2)]
+        assert await clients[-1].rest() == b""
+        assert await clients[0].put() == 202
+
+
+async def test_more_connections_than_open_files_do_no_harm(start_daemon: StartDaemon) -> None:
+    """Those that came first are served, and the log stays short."""
+    server = start_daemon(files=64)
+    connections = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(150)]
+    reader, writer = connections[0]
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            writer.write(PUT)
+            assert b" 202 " in await reader.readline()
+            await reader.readuntil(b"accepted\n")
+    await server.until_logged("cannot accept connections: Too many open files")
+    for _, writer in connections:
+        writer.close()
+    while (await server.request("HEAD", "/")).status != 204:
+        pass
+    assert len(server.log) < 200
+    assert not any("Traceback" in line for line in server.log)
