@@ -48,10 +48,12 @@ from plugins import SECTIONS_WITHOUT_EFFECT, check_directory, store_for
 
 log = logging.getLogger("pypubsub")
 
+NO_HEAD = b"\0\r\n\r\n"  # ends a request's head wherever that is, as one that cannot be parsed
 NDJSON_TYPE = "application/x-ndjson"
 STREAM_TYPE = "application/vnd.pypubsub-stream"
 ALLOWED_METHODS = "GET, HEAD, OPTIONS, POST, PUT"
-HEAD_TIMEOUT = 75.0  # seconds a connection may be idle, or take for a request's head
+IDLE_TIMEOUT = 75.0  # seconds a connection may be idle between two requests
+SURPLUS_TIMEOUT = 2.0  # seconds that a surplus connection has for its request's head
 BODY_TIMEOUT = 60.0  # seconds a request's body may take
 MOST_GROWTH = 100  # times max_payload_size that a batch's lines may have, which all hold its path
 LINGER = 3.0  # seconds that a refused body is read on for, so that the answer is not lost to a reset
@@ -66,15 +68,19 @@ CORS_ANSWER_HEADERS = "Idempotency-Replayed, Retry-After, X-Cursor, X-Replay, X-
 
 
 class Connection(web.RequestHandler):
-    """A connection of aiohttp's that is counted, knows its peer, and answers malformed requests our way."""
+    """A connection of aiohttp's that is counted, knows its peer, and deals with malformed heads our way."""
 
-    __slots__ = ("http", "peer", "place")
+    __slots__ = ("given_up", "head_timer", "http", "peer", "place")
 
     def __init__(self, http: "HttpServer", **settings: Any) -> None:
         super().__init__(http, **settings)
         self.http = http
         self.place: Place = "admitted"  # or which limit it is beyond
         self.peer: str | None = None  # an address, "unix", or None if the client left before it could be seen
+        self.head_timer: asyncio.TimerHandle | None = (
+            None  # set while a request's head is expected, or incomplete
+        )
+        self.given_up: Refused | None = None  # why a head was not waited for
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
@@ -87,9 +93,39 @@ class Connection(web.RequestHandler):
         super().connection_made(transport)
         if self.place == "closed" and self.transport is not None:
             self.transport.abort()
+        else:
+            self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Something has come: heads of requests, a part of one, a part of a body."""
+        count = self._request_count
+        super().data_received(data)
+        if self._request_count != count:
+            self._expect_no_head()
+        elif self._waiter is not None and not self._waiter.done() and self.head_timer is None:
+            self._expect_head()  # no request is being answered, so it is the beginning of the next one
+
+    def _expect_head(self) -> None:
+        self.keep_alive(False)  # until the next answer: aiohttp would close an idle connection without a word
+        timeout = self.http.server.config.server.head_timeout
+        if self.place != "admitted":
+            timeout = min(timeout, SURPLUS_TIMEOUT)
+        self.head_timer = self._loop.call_later(timeout, self._give_up_on_head, timeout)
+
+    def _expect_no_head(self) -> None:
+        if self.head_timer:
+            self.head_timer.cancel()
+            self.head_timer = None
+
+    def _give_up_on_head(self, timeout: float) -> None:
+        self.given_up = self.http.limits.refusal(self.place) or Refused(
+            408, f"the request's head did not come within {timeout:g} seconds", close=True
+        )
+        self.data_received(NO_HEAD)  # which handle_error() answers
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is gone."""
+        self._expect_no_head()
         self.http.limits.leave(self.peer, self.place)
         super().connection_lost(exc)
 
@@ -101,7 +137,8 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what aiohttp could not parse, which never gets as far as the handler."""
-        return self.http.server.refuse_malformed(request, malformed(status, exc, message or ""))
+        refused = self.given_up or malformed(status, exc, message or "")
+        return self.http.server.refuse_malformed(request, refused)
 
 
 class HttpServer(web.Server):
@@ -122,13 +159,33 @@ class HttpServer(web.Server):
         return Connection(
             self,
             loop=self._loop,
-            keepalive_timeout=HEAD_TIMEOUT,
+            keepalive_timeout=IDLE_TIMEOUT,
             lingering_time=LINGER,
             auto_decompress=False,  # inflate() does it, and knows the limit
             logger=logging.getLogger("pypubsub.http"),
             access_log=logging.getLogger("pypubsub.access") if self.server.config.server.access_log else None,
             access_log_format='%a "%r" %s %b bytes %Tf s',
         )
+
+
+class TcpSite(web.TCPSite):
+    """aiohttp's, with a bound on TLS handshakes: asyncio's of 60 seconds is for links that are very slow."""
+
+    handshake_timeout: float | None = None  # seconds; None where there is no TLS
+
+    async def start(self) -> None:
+        """Listen. Raises OSError, and ValueError for a name that is none."""
+        await web.BaseSite.start(self)
+        assert self._runner.server is not None  # noqa: S101 (it is set up before it gets a site)
+        self._server = await asyncio.get_running_loop().create_server(
+            self._runner.server,
+            self._host,
+            self._port,
+            ssl=self._ssl_context,
+            backlog=self._backlog,
+            ssl_handshake_timeout=self.handshake_timeout,
+        )
+        self._bound_port = self._server.sockets[0].getsockname()[1]
 
 
 class Server:
@@ -239,7 +296,8 @@ class Server:
                 await self._listen_tcp(bind, server.tls.port, context)
 
     async def _listen_tcp(self, bind: str, port: int, context: ssl.SSLContext | None) -> None:
-        site = web.TCPSite(self._runner, bind, port, ssl_context=context, backlog=ACCEPT_BACKLOG)
+        site = TcpSite(self._runner, bind, port, ssl_context=context, backlog=ACCEPT_BACKLOG)
+        site.handshake_timeout = self.config.server.head_timeout if context else None
         await start_site(site, url(bind, port, tls=context is not None))
 
     async def _listen_unix(self, path: Path) -> UnixSocket:

@@ -93,6 +93,7 @@ class ServerConfig(Section):
     max_line_size: Annotated[Size, AfterValidator(_check_line_size)] = 600_000
     ping_interval: PositiveDuration = 5.0
     refusal_delay: Duration = 2.0
+    head_timeout: PositiveDuration = 20.0
     subscriber_buffer: Size = 1024**2
     write_timeout: PositiveDuration = 300.0
     drain_timeout: Duration = 10.0

@@ -11,6 +11,7 @@ from netaddr import IPNetwork
 from core.access import Networks
 from core.connections import MAX_SURPLUS, Connections
 from daemon import Daemon
+from test_tls import tls_daemon
 from wire import TIMEOUT
 
 StartDaemon = Callable[..., Daemon]
@@ -176,3 +177,111 @@ async def test_more_connections_than_open_files_do_no_harm(start_daemon: StartDa
         pass
     assert len(server.log) < 200
     assert not any("Traceback" in line for line in server.log)
+
+
+# Heads that come slowly, or never
+
+BEGINNINGS = [
+    b"",
+    b"\r\n",
+    b"P",
+    b"PUT /a",
+    PUT[:-5],
+    PUT[:-3],
+    b"HEAD / HTTP/1.1\r\nAuthorization: Basic c2Vj",
+]
+
+
+async def timed_out(client: Client) -> bool:
+    """Wait until a connection is given up; whether its client is told why, in one line."""
+    status, answer = await client.answer()
+    assert await client.rest() == b""
+    body = answer.partition("\r\n\r\n")[2]
+    return (
+        status == 408 and body.startswith("the request's head did not come within ") and body.count("\n") == 1
+    )
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+async def test_a_head_that_does_not_come_to_its_end_is_given_up(
+    start_daemon: StartDaemon, beginning: bytes
+) -> None:
+    """408, and the connection is closed; so it is where nothing comes at all."""
+    server = start_daemon({"server": {"head_timeout": 0.3}})
+    async with connected(server) as client:
+        client.send(beginning)
+        assert await timed_out(client)
+    await server.until_logged("refused .* from 127.0.0.1: 408 the request's head did not come")
+
+
+async def test_a_head_that_drips_is_given_up(start_daemon: StartDaemon) -> None:
+    """However many bytes come meanwhile."""
+    server = start_daemon({"server": {"head_timeout": 0.3}})
+    async with connected(server) as client:
+        client.send(b"HEAD / HTTP/1.1\r\nX: ")
+        given_up = asyncio.create_task(timed_out(client))
+        while not given_up.done():
+            client.send(b"x")
+            await asyncio.wait([given_up], timeout=0.01)
+        assert await given_up
+
+
+async def test_a_second_head_that_drips_is_given_up(start_daemon: StartDaemon) -> None:
+    """Long before the 75 seconds that a connection may be idle between two requests."""
+    server = start_daemon({"server": {"head_timeout": 0.3}})
+    async with connected(server) as client:
+        assert await client.put() == 202
+        client.send(b"PUT")
+        assert await timed_out(client)
+
+
+async def test_whoever_is_not_sending_a_head_is_not_given_up(start_daemon: StartDaemon) -> None:
+    """An idle connection, a subscriber, a slow body: each goes on after a later connection timed out."""
+    server = start_daemon({"server": {"head_timeout": 1}})
+    async with (
+        server.subscriber("/a") as stream,
+        connected(server) as idle,
+        connected(server) as slow,
+    ):
+        assert await idle.put() == 202
+        for part in (PUT[:9], PUT[9:-2], PUT[-2:-1]):
+            slow.send(part)
+            await idle.put()  # so that the parts come one by one
+        async with connected(server) as later:
+            assert await timed_out(later)
+        slow.send(PUT[-1:])
+        assert (await slow.answer())[0] == 202
+        assert await idle.put() == 202
+        assert await slow.put() == 202
+        for _ in range(7):
+            assert (await stream.event())["pubsub_path"] == "/a"
+
+
+async def test_a_surplus_connection_that_asks_for_nothing_is_closed_soon(start_daemon: StartDaemon) -> None:
+    """It need not have the time that others have for their heads, and hears that it is one too many."""
+    server = start_daemon({"server": {"max_connections": 1, "head_timeout": "1h"}})
+    async with connected(server) as first, connected(server) as surplus:
+        assert await first.put() == 202
+        status, answer = await surplus.answer()
+        assert status == 503
+        assert "too many connections" in answer
+        assert await surplus.rest() == b""
+
+
+async def test_a_tls_handshake_that_does_not_end_is_given_up(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """The connection is closed, and the log stays silent."""
+    server, port, _ = tls_daemon(start_daemon, tmp_path, {"head_timeout": 0.3})
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(TIMEOUT):
+        assert await reader.read() == b""
+    writer.close()
+    assert not any("Error" in line for line in server.log)
+
+
+async def test_many_requests_at_once_are_answered_in_turn(server: Daemon) -> None:
+    """What is sent ahead waits, and costs nobody's connection."""
+    async with connected(server) as client:
+        client.send(PUT * 500)
+        assert [(await client.answer())[0] for _ in range(500)] == [202] * 500
