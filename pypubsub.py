@@ -19,6 +19,7 @@ import ssl
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from core.fanout import Fanout
 from core.following import Follower, Surroundings
 from core.framing import wire_form
 from core.idempotency import Answers, Ask, ask_again
+from core.refusals import Refusals
 from core.replay import replay_request
 from core.settings import BacklogConfig, Config, load
 from core.store import PORTION, Accepted
@@ -49,11 +51,16 @@ from plugins import SECTIONS_WITHOUT_EFFECT, check_directory, store_for
 log = logging.getLogger("pypubsub")
 
 NO_HEAD = b"\0\r\n\r\n"  # ends a request's head wherever that is, as one that cannot be parsed
+HEAD_TOO_LARGE = "head_too_large"  # a reason to count by
 NDJSON_TYPE = "application/x-ndjson"
 STREAM_TYPE = "application/vnd.pypubsub-stream"
 ALLOWED_METHODS = "GET, HEAD, OPTIONS, POST, PUT"
 IDLE_TIMEOUT = 75.0  # seconds a connection may be idle between two requests
 SURPLUS_TIMEOUT = 2.0  # seconds that a surplus connection has for its request's head
+MAX_TARGET = 8190  # bytes of a request's target: its path and query
+MAX_FIELD = 8192  # bytes of a header field; not MAX_TARGET, by which malformed() tells the two apart
+MAX_FIELDS = 128  # header fields
+MAX_HEAD = 64 * 1024  # bytes of all header fields together, which stay in memory as long as a stream does
 BODY_TIMEOUT = 60.0  # seconds a request's body may take
 MOST_GROWTH = 100  # times max_payload_size that a batch's lines may have, which all hold its path
 LINGER = 3.0  # seconds that a refused body is read on for, so that the answer is not lost to a reset
@@ -70,7 +77,7 @@ CORS_ANSWER_HEADERS = "Idempotency-Replayed, Retry-After, X-Cursor, X-Replay, X-
 class Connection(web.RequestHandler):
     """A connection of aiohttp's that is counted, knows its peer, and deals with malformed heads our way."""
 
-    __slots__ = ("given_up", "head_timer", "http", "peer", "place")
+    __slots__ = ("given_up", "head_size", "head_timer", "http", "peer", "place")
 
     def __init__(self, http: "HttpServer", **settings: Any) -> None:
         super().__init__(http, **settings)
@@ -80,6 +87,7 @@ class Connection(web.RequestHandler):
         self.head_timer: asyncio.TimerHandle | None = (
             None  # set while a request's head is expected, or incomplete
         )
+        self.head_size = 0  # bytes of an incomplete head that have come
         self.given_up: Refused | None = None  # why a head was not waited for
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -92,6 +100,8 @@ class Connection(web.RequestHandler):
         self.place = self.http.limits.enter(self.peer)
         super().connection_made(transport)
         if self.place == "closed" and self.transport is not None:
+            if refused := self.http.limits.refusal(self.place):
+                self.http.server.note_refusal(refused, "a connection, without an answer,", self.peer)
             self.transport.abort()
         else:
             self._expect_head()
@@ -102,25 +112,35 @@ class Connection(web.RequestHandler):
         super().data_received(data)
         if self._request_count != count:
             self._expect_no_head()
-        elif self._waiter is not None and not self._waiter.done() and self.head_timer is None:
-            self._expect_head()  # no request is being answered, so it is the beginning of the next one
+        elif self._waiter is not None and not self._waiter.done():
+            # no request is being answered, so it is a part of the next one's head
+            if self.head_timer is None:
+                self._expect_head()
+            self.head_size += len(data)
+            if self.head_size > 2 * MAX_HEAD:  # with the target, and what is between the fields
+                self._give_up(head_too_large())
 
     def _expect_head(self) -> None:
         self.keep_alive(False)  # until the next answer: aiohttp would close an idle connection without a word
         timeout = self.http.server.config.server.head_timeout
         if self.place != "admitted":
             timeout = min(timeout, SURPLUS_TIMEOUT)
-        self.head_timer = self._loop.call_later(timeout, self._give_up_on_head, timeout)
+        self.head_timer = self._loop.call_later(timeout, self._head_is_late, timeout)
 
     def _expect_no_head(self) -> None:
         if self.head_timer:
             self.head_timer.cancel()
             self.head_timer = None
+            self.head_size = 0
 
-    def _give_up_on_head(self, timeout: float) -> None:
-        self.given_up = self.http.limits.refusal(self.place) or Refused(
-            408, f"the request's head did not come within {timeout:g} seconds", close=True
+    def _head_is_late(self, timeout: float) -> None:
+        late = f"the request's head did not come within {timeout:g} seconds"
+        self._give_up(
+            self.http.limits.refusal(self.place) or Refused(408, late, close=True, reason="head_timeout")
         )
+
+    def _give_up(self, refused: Refused) -> None:
+        self.given_up = refused
         self.data_received(NO_HEAD)  # which handle_error() answers
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -161,6 +181,9 @@ class HttpServer(web.Server):
             loop=self._loop,
             keepalive_timeout=IDLE_TIMEOUT,
             lingering_time=LINGER,
+            max_line_size=MAX_TARGET,
+            max_field_size=MAX_FIELD,
+            max_headers=MAX_FIELDS,
             auto_decompress=False,  # inflate() does it, and knows the limit
             logger=logging.getLogger("pypubsub.http"),
             access_log=logging.getLogger("pypubsub.access") if self.server.config.server.access_log else None,
@@ -204,6 +227,7 @@ class Server:
         self._trusted_proxies = Networks(config.server.trusted_proxies)
         self._secure_topics = frozenset(config.clients.secure_topics)
         self._answers: Answers[asyncio.Future[Accepted]] = Answers(config.server.idempotency_window)
+        self._refusals = Refusals()
         self._http = HttpServer(self)
         self._runner = web.ServerRunner(self._http, shutdown_timeout=0.1)  # _drain() has waited already
         self._unix_sockets: list[UnixSocket] = []
@@ -245,6 +269,8 @@ class Server:
             await self._store.stop()
             for unix_socket in self._unix_sockets:
                 unix_socket.remove()
+        if self._refusals.counts:
+            log.info("refused in all: %s", self._refusals.summary())
         log.info("stopped")
 
     async def _open_store(self) -> None:
@@ -370,6 +396,8 @@ class Server:
         connection = connection_of(request)
         if refused := connection.http.limits.refusal(connection.place):
             raise refused
+        if size_of_fields(request) > MAX_HEAD:
+            raise head_too_large()
         match request.method:
             case "GET":
                 return await self._subscribe(request)
@@ -392,19 +420,21 @@ class Server:
 
     def refuse(self, request: web.BaseRequest, refused: Refused) -> web.StreamResponse:
         """The answer to a refused request, which is also logged."""
-        log.info(
-            "refused %s %s from %s: %d %s",
-            request.method,
-            shown_path(request),
-            connection_of(request).peer,
-            refused.status,
-            refused.message,
-        )
+        self.note_refusal(refused, f"{request.method} {shown_path(request)}", connection_of(request).peer)
         response = self._answer(request, refused.status, refused.message, {"error": refused.message})
         response.headers.update(refused.headers)
         if refused.close or self._body_may_never_come(request):
             response.force_close()
         return response
+
+    def note_refusal(self, refused: Refused, what: str, peer: str | None) -> None:
+        """Count a refusal, and log it if there were not too many like it."""
+        left_out = self._refusals.add(refused.status, refused.reason)
+        if left_out is None:
+            return
+        log.info("refused %s from %s: %d %s", what, peer, refused.status, refused.message)
+        if left_out:
+            log.info("left out %d lines of refusals like this one", left_out)
 
     async def _hold_back(self) -> None:
         """Answer a refused subscriber late: deployed readers ask again without a pause."""
@@ -669,11 +699,36 @@ class Server:
 def malformed(status: int, error: BaseException | None, message: str) -> Refused:
     """The refusal of what aiohttp could not parse; its messages quote the request, which no log may."""
     if isinstance(error, LineTooLong):
-        return Refused(431, "a line in the request's head is longer than 8190 bytes", close=True)
+        if error.args[1] == MAX_TARGET:
+            return Refused(414, f"the path and query have more than {MAX_TARGET} bytes", close=True)
+        return Refused(
+            431, f"a header field has more than {MAX_FIELD} bytes", close=True, reason=HEAD_TOO_LARGE
+        )
+    if message.startswith("Too many headers"):
+        return Refused(
+            431, f"there are more than {MAX_FIELDS} header fields", close=True, reason=HEAD_TOO_LARGE
+        )
     if isinstance(error, InvalidURLError):
-        return Refused(status, "not HTTP: the request's target is no URL", close=True)
-    reason = message.strip().partition(":")[0].splitlines()[:1] or ["not a request"]
-    return Refused(status, f"not HTTP: {reason[0]}", close=True)
+        what = "the request's target is no URL"
+    elif "PRI" in message:
+        what = "HTTP/2 is not known here, HTTP/1.1 is"
+    elif getattr(error, "line", ""):  # only aiohttp's parser in Python has it, and quotes it
+        what = "the request line is none"
+    else:
+        what = (message.strip().partition(":")[0].splitlines() or ["not a request"])[0]
+    return Refused(status, f"not HTTP/1.1: {what}", close=True, reason="malformed")
+
+
+def head_too_large() -> Refused:
+    """The refusal of a head whose fields are each of an acceptable size."""
+    return Refused(
+        431, f"the header fields have more than {MAX_HEAD} bytes together", close=True, reason=HEAD_TOO_LARGE
+    )
+
+
+def size_of_fields(request: web.BaseRequest) -> int:
+    """The bytes of all header fields."""
+    return sum(map(len, chain.from_iterable(request.raw_headers)))
 
 
 async def happens(event: asyncio.Event, within: float) -> bool:

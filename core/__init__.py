@@ -20,6 +20,7 @@ Beside that road:
     recent       the newest events, in memory
     idempotency  the answers remembered for publishers who ask twice
     connections  how many there may be, in all and from one address
+    refusals     what was refused, counted
     settings     the sections `server` and `clients` of pypubsub.yaml
     unix_socket  sockets in the file system
     tls          the server's certificate

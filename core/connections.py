@@ -82,9 +82,10 @@ class Connections:
                 "(server.max_connections_per_address): close some",
                 headers=RETRY_AFTER,
                 close=True,
+                reason=place,
             )
         message = "too many connections (server.max_connections): ask again later"
-        return Refused(503, message, headers=RETRY_AFTER, close=True)
+        return Refused(503, message, headers=RETRY_AFTER, close=True, reason="connections")
 
     def _counted_as(self, peer: str | None) -> str | None:
         """An address, or of IPv6 its /64, since a single host may have all of that. None: it is exempt."""

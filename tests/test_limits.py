@@ -10,6 +10,7 @@ from netaddr import IPNetwork
 
 from core.access import Networks
 from core.connections import MAX_SURPLUS, Connections
+from core.refusals import LINES_A_SECOND, Refusals
 from daemon import Daemon
 from test_tls import tls_daemon
 from wire import TIMEOUT
@@ -285,3 +286,120 @@ async def test_many_requests_at_once_are_answered_in_turn(server: Daemon) -> Non
     async with connected(server) as client:
         client.send(PUT * 500)
         assert [(await client.answer())[0] for _ in range(500)] == [202] * 500
+
+
+# Heads that are too large, and what is no request
+
+GET, HOST, SECRET = b"GET /a HTTP/1.1\r\n", b"Host: x\r\n", b"c2VjcmV0"
+CHUNKED = b"PUT /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+FIELD = b"X: " + SECRET * 1000 + b"\r\n"
+REFUSED = {
+    "a long path": (b"GET /" + SECRET * 1024, 414, "8190 bytes"),
+    "a long query": (b"GET /?since=" + SECRET * 1024, 414, "8190 bytes"),
+    "a request line without an end": (b"GET /" + SECRET * 125_000, 414, "8190 bytes"),
+    "a long header field": (GET + HOST + b"Authorization: Basic " + SECRET * 1024, 431, "8192 bytes"),
+    "a long name of a field": (GET + HOST + SECRET * 1025, 431, "8192 bytes"),
+    "many fields": (GET + HOST + b"X: c2VjcmV0\r\n" * 128 + b"\r\n", 431, "128 header fields"),
+    "fields of 66 KB together": (
+        GET + HOST + FIELD * 8 + b"Y: " + FIELD[-2003:] + b"\r\n",
+        431,
+        "65536 bytes together",
+    ),
+    "fields without an end": (GET + HOST + FIELD * 100, 431, "65536 bytes together"),
+    "empty lines without an end": (b"\r\n" * 70_000, 431, "65536 bytes together"),
+    "a NUL in a field": (GET + HOST + b"Authorization: c2VjcmV0\0\r\n\r\n", 400, "header value"),
+    "a control character": (GET + HOST + b"Authorization: c2VjcmV0\x01\r\n\r\n", 400, "header value"),
+    "a NUL in the path": (b"GET /c2VjcmV0\0 HTTP/1.1\r\n" + HOST + b"\r\n", 400, "no URL"),
+    "a folded field": (GET + HOST + b"X: a\r\n c2VjcmV0\r\n\r\n", 400, "whitespace"),
+    "no field": (GET + HOST + b"c2VjcmV0\r\n\r\n", 400, "header token"),
+    "a space before the colon": (GET + HOST + b"Authorization : c2VjcmV0\r\n\r\n", 400, "header token"),
+    "no Host": (GET + b"\r\n", 400, "Host"),
+    "two Hosts": (GET + HOST + b"Host: c2VjcmV0\r\n\r\n", 400, "Host"),
+    "no URL": (b"GET http://c2VjcmV0@[bad HTTP/1.1\r\n" + HOST + b"\r\n", 400, "no URL"),
+    "no request line": (b"HELLO c2VjcmV0\r\n\r\n", 400, "not HTTP/1.1: Invalid method"),
+    "an unknown version": (b"GET / HTTP/3.0\r\n" + HOST + b"\r\n", 400, "not HTTP/1.1"),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 400, "HTTP/2 is not known here"),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "HTTPS"),
+    "no chunk size": (CHUNKED + b"c2VjcmV0\r\n{}\r\n0\r\n\r\n", 400, "chunk size"),
+    "a chunk size beyond bounds": (CHUNKED + b"f" * 30 + b"\r\n{}\r\n0\r\n\r\n", 400, "hunk size"),
+    "two lengths": (PUT[:-6] + b"\r\nContent-Length: 2\r\n\r\n{}", 400, "Content-Length"),
+    "a length that is none": (PUT[:-7] + b"c2VjcmV0\r\n\r\n{}", 400, "Content-Length"),
+    "chunks with a length": (
+        CHUNKED[:-2] + b"Content-Length: 2\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        400,
+        "Content-Length",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_what_is_no_request_is_refused_in_a_line_that_quotes_nothing(server: Daemon, name: str) -> None:
+    """The answer says what it was, so does the log; neither quotes it, as it may hold credentials."""
+    raw, status, said = REFUSED[name]
+    async with connected(server) as client:
+        client.send(raw)
+        got, answer = await client.answer()
+    assert got == status
+    assert "\r\nServer: PyPubSub/" in answer
+    body = answer.partition("\r\n\r\n")[2]
+    assert said in body
+    assert body.count("\n") == 1
+    line = await server.until_logged(f"refused .* from 127.0.0.1: {status} ")
+    assert line.endswith(body.rstrip())
+    assert "c2VjcmV0" not in answer
+    assert not any("c2VjcmV0" in line or "Traceback" in line for line in server.log)
+
+
+async def test_a_head_just_within_the_limits_is_served(server: Daemon) -> None:
+    """8,190 bytes of path and query, 128 fields, almost 64 KiB of them, in pieces."""
+    target = b"/" + b"a" * 8189
+    fields = HOST + FIELD[:8000] + b"\r\n" + (FIELD[:7990] + b"\r\n") * 7 + b"X: 1\r\n" * 119
+    async with connected(server) as client:
+        client.send(b"HEAD " + target)
+        async with connected(server) as other:
+            assert await other.put() == 202
+        client.send(b" HTTP/1.1\r\n" + fields + b"\r\n")
+        assert (await client.answer())[0] == 204
+
+
+# Refusals are counted
+
+
+async def test_a_stop_says_what_was_refused(start_daemon: StartDaemon) -> None:
+    """How many of each status, and of each reason where a status has several."""
+    server = start_daemon({"server": {"max_connections": 1, "head_timeout": 0.3}})
+    async with connected(server) as first, connected(server) as surplus:
+        first.send(PUT.replace(b"/a", b"/a,b") * 2)
+        assert [(await first.answer())[0] for _ in range(2)] == [400, 400]
+        assert await surplus.put() == 503
+        first.send(b"X\r\n\r\n")
+        assert (await first.answer())[0] == 400
+    server.stop()
+    assert server.log[-2].endswith("refused in all: 2 of 400, 1 of 400 (malformed), 1 of 503 (connections)")
+    quiet = start_daemon()
+    quiet.stop()
+    assert not any("refused" in line for line in quiet.log)
+
+
+def test_a_flood_of_refusals_does_not_flood_the_log() -> None:
+    """100 lines a second of each kind; the next line says how many were left out; all are counted."""
+    now = 5.0
+    refusals = Refusals(lambda: now)
+    lines = [refusals.add(503, "connections") for _ in range(LINES_A_SECOND + 7)]
+    assert lines == [0] * LINES_A_SECOND + [None] * 7
+    assert refusals.add(503, "") == 0
+    now = 6.0
+    assert [refusals.add(503, "connections") for _ in range(2)] == [7, 0]
+    assert refusals.summary() == f"1 of 503, {LINES_A_SECOND + 9} of 503 (connections)"
+
+
+async def test_the_log_says_how_many_lines_were_left_out(server: Daemon) -> None:
+    """A client asks for nonsense, faster than anybody reads."""
+    asked = 0
+    async with connected(server) as client, asyncio.timeout(TIMEOUT):
+        while not any("left out" in line for line in server.log):
+            client.send(PUT.replace(b"/a", b"/a,b") * 30)
+            asked += 30
+            for _ in range(30):
+                assert (await client.answer())[0] == 400
+    assert sum("refused PUT /a,b" in line for line in server.log) < asked
