@@ -65,15 +65,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
-        raise ConfigError([f"{path}: {line}not YAML: {error.problem or error.context}"]) from error
+        reason = _unquoted(str(error.problem or error.context))
+        raise ConfigError([f"{path}: {line}not YAML: {reason}"]) from error
     except Exception as error:  # PyYAML's tags (!!int, !!bool) fail with whatever their conversion raises
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = _unquoted((str(error) or type(error).__name__).splitlines()[0])
         raise ConfigError([f"{path}: not YAML: {reason}"]) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError([f"{path}: expected keys such as server: and clients:, got {_found(content)}"])
     return content
+
+
+def _unquoted(reason: str) -> str:
+    """A complaint of PyYAML's, without the file's own words: of `password: *x` and `!x` it shows the x."""
+    return re.sub(r"""(['"])(?!<).{3,}\1""", "'...'", reason)
 
 
 def _without_nulls(value: Any) -> Any:
