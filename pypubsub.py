@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http import HttpVersion11
 from aiohttp.http_exceptions import InvalidURLError, LineTooLong
+from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
 from core import __version__
 from core.access import UNIX, Networks, from_another_site, plain_address, publisher_address
@@ -161,6 +163,16 @@ class Connection(web.RequestHandler):
         return self.http.server.refuse_malformed(request, refused)
 
 
+class AccessLog(AbstractAccessLogger):
+    """A line for each request, without its query and headers, where credentials may be."""
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        """Log a request. time: the seconds it took."""
+        peer, path = connection_of(request).peer, shown_path(request)
+        line = "%s %s %s %d %d bytes %.6f s"
+        self.logger.info(line, peer, request.method, path, response.status, response.body_length, time)
+
+
 class HttpServer(web.Server):
     """aiohttp's low-level server (every path is a topic: there is nothing to route), with our Connection."""
 
@@ -187,7 +199,7 @@ class HttpServer(web.Server):
             auto_decompress=False,  # inflate() does it, and knows the limit
             logger=logging.getLogger("pypubsub.http"),
             access_log=logging.getLogger("pypubsub.access") if self.server.config.server.access_log else None,
-            access_log_format='%a "%r" %s %b bytes %Tf s',
+            access_log_class=AccessLog,
         )
 
 
@@ -712,8 +724,10 @@ def malformed(status: int, error: BaseException | None, message: str) -> Refused
         what = "the request's target is no URL"
     elif "PRI" in message:
         what = "HTTP/2 is not known here, HTTP/1.1 is"
-    elif getattr(error, "line", ""):  # only aiohttp's parser in Python has it, and quotes it
-        what = "the request line is none"
+    elif (
+        HttpRequestParser is HttpRequestParserPy
+    ):  # which is there where the one in C is not, and quotes more
+        what = "the head or a chunk cannot be parsed"
     else:
         what = (message.strip().partition(":")[0].splitlines() or ["not a request"])[0]
     return Refused(status, f"not HTTP/1.1: {what}", close=True, reason="malformed")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -403,3 +404,70 @@ async def test_the_log_says_how_many_lines_were_left_out(server: Daemon) -> None
             for _ in range(30):
                 assert (await client.answer())[0] == 400
     assert sum("refused PUT /a,b" in line for line in server.log) < asked
+
+
+# What the log may hold
+
+BASIC = b"Authorization: Basic c2VjcmV0OnNlY3JldA==\r\n"
+
+
+def publish(fields: bytes, body: bytes = b"{}", path: bytes = b"/a") -> bytes:
+    """A request that publishes."""
+    length = b"Content-Length: %d\r\n" % len(body)
+    return b"PUT " + path + b" HTTP/1.1\r\n" + HOST + length + fields + b"\r\n" + body
+
+
+WITH_SECRETS = {
+    "a stream": b"GET /a HTTP/1.0\r\n" + HOST + BASIC + b"\r\n",
+    "a query": b"HEAD /seen?access_token=c2VjcmV0 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a refused query": b"GET /a?since=c2VjcmV0 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a user": b"HEAD http://c2VjcmV0:c2VjcmV0@x/a HTTP/1.1\r\n" + HOST + BASIC + b"\r\n",
+    "a refused user": b"DELETE http://c2VjcmV0:c2VjcmV0@x/a HTTP/1.1\r\n" + HOST + BASIC + b"\r\n",
+    "CONNECT": b"CONNECT c2VjcmV0:c2VjcmV0@x:1 HTTP/1.1\r\n" + HOST + BASIC + b"\r\n",
+    "malformed credentials": GET + HOST + b"Authorization: c2VjcmV0\r\nX-Fetch-Since: c2VjcmV0\r\n\r\n",
+    "a name": b"HEAD / HTTP/1.1\r\n" + HOST + b"c2VjcmV0: c2VjcmV0\r\nCookie: c2VjcmV0\r\n\r\n",
+    "an event": publish(BASIC, b'{"c2VjcmV0": "c2VjcmV0"}'),
+    "a broken event": publish(BASIC, b'{"c2VjcmV0": c2VjcmV0}'),
+    "a key": publish(b"Idempotency-Key: c2VjcmV0\r\n"),
+    "a refused key": publish(b"Idempotency-Key: c2VjcmV0 c2VjcmV0\r\n"),
+    "a secure topic": publish(BASIC, path=b"/safe"),
+    "an unknown coding": publish(b"Content-Encoding: c2VjcmV0\r\n"),
+    "an unknown expectation": publish(b"Expect: c2VjcmV0\r\n"),
+    "a forwarding header": publish(b"X-Forwarded-For: c2VjcmV0\r\n"),
+    "a site": publish(b"Origin: http://c2VjcmV0\r\n"),
+}
+
+
+@pytest.mark.parametrize("parser", ["in C", "in Python"])
+async def test_no_line_of_the_log_holds_a_secret(tmp_path: Path, parser: str) -> None:
+    """Wherever it came in, with all lines there are; nor does the answer."""
+    limits = {"access_log": True, "trusted_proxies": ["127.0.0.2"], "head_timeout": 1}
+    server = Daemon(tmp_path, {"server": limits, "clients": {"secure_topics": ["safe"]}})
+    server.options = ["--log-level", "debug"]
+    if parser == "in Python":
+        server.environment = {"AIOHTTP_NO_EXTENSIONS": "1"}
+    server.start()
+    try:
+        heads = [raw for raw, *_ in REFUSED.values() if CHUNKED not in raw]
+        for raw in [*WITH_SECRETS.values(), *heads]:
+            address = "127.0.0.2" if b"Forwarded" in raw else "127.0.0.1"
+            async with connected(server, address) as client:
+                client.send(raw)
+                _, answer = await client.answer()
+                assert "c2VjcmV0" not in answer
+    finally:
+        server.stop()
+    assert not any("c2VjcmV0" in line or "Traceback" in line for line in server.log)
+    assert sum("INFO pypubsub.access: 127.0.0." in line for line in server.log) >= len(heads)
+
+
+async def test_the_access_log_is_off_unless_asked_for(start_daemon: StartDaemon) -> None:
+    """One line a request: peer, method, path without its query, status, bytes, seconds."""
+    server = start_daemon({"server": {"access_log": True}})
+    await server.request("HEAD", "/seen?token=1")
+    line = await server.until_logged("HEAD /seen")
+    assert re.search(r"pypubsub\.access: 127\.0\.0\.1 HEAD /seen 204 [0-9]+ bytes 0\.[0-9]{6} s$", line)
+    silent = start_daemon()
+    await silent.request("HEAD", "/seen")
+    silent.stop()
+    assert not any("/seen" in line for line in silent.log)
