@@ -720,16 +720,15 @@ def malformed(status: int, error: BaseException | None, message: str) -> Refused
         return Refused(
             431, f"there are more than {MAX_FIELDS} header fields", close=True, reason=HEAD_TOO_LARGE
         )
+    what = (message.strip().partition(":")[0].splitlines() or ["not a request"])[0]
     if isinstance(error, InvalidURLError):
         what = "the request's target is no URL"
-    elif "PRI" in message:
-        what = "HTTP/2 is not known here, HTTP/1.1 is"
     elif (
         HttpRequestParser is HttpRequestParserPy
-    ):  # which is there where the one in C is not, and quotes more
+    ):  # used where the one in C is not there; it quotes even more
         what = "the head or a chunk cannot be parsed"
-    else:
-        what = (message.strip().partition(":")[0].splitlines() or ["not a request"])[0]
+    elif "PRI/" in what:
+        what = "HTTP/2 is not known here, HTTP/1.1 is"
     return Refused(status, f"not HTTP/1.1: {what}", close=True, reason="malformed")
 
 

@@ -368,15 +368,17 @@ async def test_a_head_just_within_the_limits_is_served(server: Daemon) -> None:
 
 async def test_a_stop_says_what_was_refused(start_daemon: StartDaemon) -> None:
     """How many of each status, and of each reason where a status has several."""
-    server = start_daemon({"server": {"max_connections": 1, "head_timeout": 0.3}})
-    async with connected(server) as first, connected(server) as surplus:
+    server = start_daemon({"server": {"max_connections": 2, "head_timeout": 1}})
+    async with connected(server) as first, connected(server) as second, connected(server) as surplus:
         first.send(PUT.replace(b"/a", b"/a,b") * 2)
         assert [(await first.answer())[0] for _ in range(2)] == [400, 400]
         assert await surplus.put() == 503
         first.send(b"X\r\n\r\n")
         assert (await first.answer())[0] == 400
+        assert (await second.answer())[0] == 408
     server.stop()
-    assert server.log[-2].endswith("refused in all: 2 of 400, 1 of 400 (malformed), 1 of 503 (connections)")
+    said = "2 of 400, 1 of 400 (malformed), 1 of 408 (head_timeout), 1 of 503 (connections)"
+    assert server.log[-2].endswith(f"refused in all: {said}")
     quiet = start_daemon()
     quiet.stop()
     assert not any("refused" in line for line in quiet.log)
