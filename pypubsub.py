@@ -8,7 +8,6 @@ gone. What needs no aiohttp lives in core/.
 
 import argparse
 import asyncio
-import contextlib
 import errno
 import functools
 import getpass
@@ -16,23 +15,26 @@ import json
 import logging
 import math
 import os
-import resource
 import signal
 import ssl
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http import HttpVersion11
 from aiohttp.http_exceptions import InvalidURLError, LineTooLong
+from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
 from core import __version__
 from core.access import UNIX, Networks, from_another_site, plain_address, publisher_address
 from core.authentication import Authentication
 from core.body import inflate, too_large
+from core.connections import Connections, Place, most_connections
 from core.cursor import Mark, Stamps
 from core.errors import RETRY_AFTER, ConfigError, Refused, StartError
 from core.event import Event, parse_ndjson, parse_payload
@@ -41,6 +43,7 @@ from core.following import Follower, Surroundings
 from core.framing import wire_form
 from core.idempotency import Answers, Ask, ask_again
 from core.login import AUTHENTICATE, Login, NoStreams, WrongCredentials, problem_with_password
+from core.refusals import Refusals
 from core.replay import replay_request
 from core.settings import BacklogConfig, Config, load
 from core.store import PORTION, Accepted
@@ -54,15 +57,21 @@ from plugins.acl_passwords import hash_password
 
 log = logging.getLogger("pypubsub")
 
+NO_HEAD = b"\0\r\n\r\n"  # ends a request's head wherever that is, as one that cannot be parsed
+HEAD_TOO_LARGE = "head_too_large"  # a reason to count by
 NDJSON_TYPE = "application/x-ndjson"
 STREAM_TYPE = "application/vnd.pypubsub-stream"
 ALLOWED_METHODS = "GET, HEAD, OPTIONS, POST, PUT"
-HEAD_TIMEOUT = 75.0  # seconds a connection may be idle, or take for a request's head
+IDLE_TIMEOUT = 75.0  # seconds a connection may be idle between two requests
+SURPLUS_TIMEOUT = 2.0  # seconds that a surplus connection has for its request's head
+MAX_TARGET = 8190  # bytes of a request's target: its path and query
+MAX_FIELD = 8192  # bytes of a header field; not MAX_TARGET, by which malformed() tells the two apart
+MAX_FIELDS = 128  # header fields
+MAX_HEAD = 64 * 1024  # bytes of all header fields together, which stay in memory as long as a stream does
 BODY_TIMEOUT = 60.0  # seconds a request's body may take
 MOST_GROWTH = 100  # times max_payload_size that a batch's lines may have, which all hold its path
 LINGER = 3.0  # seconds that a refused body is read on for, so that the answer is not lost to a reset
 MAX_HELD_REFUSALS = 1000
-FILES_OF_OUR_OWN = 30  # open files that are not connections: logs, sockets that listen, the event loop's
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 ACCEPT_BACKLOG = 1024  # connections waiting to be accepted: after a restart everybody comes back at once
 CORS_REQUEST_HEADERS = (
@@ -72,15 +81,18 @@ CORS_ANSWER_HEADERS = "Idempotency-Replayed, Retry-After, X-Cursor, X-Replay, X-
 
 
 class Connection(web.RequestHandler):
-    """A connection of aiohttp's that is counted, knows its peer, and answers malformed requests our way."""
+    """A connection of aiohttp's that is counted, knows its peer, and deals with malformed heads our way."""
 
-    __slots__ = ("http", "peer", "surplus")
+    __slots__ = ("given_up", "head_size", "head_timer", "http", "peer", "place")
 
     def __init__(self, http: "HttpServer", **settings: Any) -> None:
         super().__init__(http, **settings)
         self.http = http
-        self.surplus = False  # one more than server.max_connections
+        self.place: Place = "admitted"  # or which limit it is beyond
         self.peer: str | None = None  # an address, "unix", or None if the client left before it could be seen
+        self.head_timer: asyncio.TimerHandle | None = None  # while a request's head is to come
+        self.head_size = 0  # bytes of an incomplete head that have come
+        self.given_up: Refused | None = None  # why a head was not waited for
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
@@ -89,13 +101,56 @@ class Connection(web.RequestHandler):
             self.peer = plain_address(peername[0])
         elif peername is not None:
             self.peer = UNIX
-        self.http.open_connections += 1
-        self.surplus = self.http.open_connections > self.http.max_connections
+        self.place = self.http.limits.enter(self.peer)
         super().connection_made(transport)
+        if self.place == "closed" and self.transport is not None:
+            if refused := self.http.limits.refusal(self.place):
+                self.http.server.note_refusal(refused, "a connection, without an answer,", self.peer)
+            self.transport.abort()
+        else:
+            self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Something has come: heads of requests, a part of one, a part of a body."""
+        count = self._request_count
+        super().data_received(data)
+        if self._request_count != count:
+            self._expect_no_head()
+        elif self._waiter is not None and not self._waiter.done():
+            # no request is being answered, so it is a part of the next one's head
+            if self.head_timer is None:
+                self._expect_head()
+            self.head_size += len(data)
+            if self.head_size > 2 * MAX_HEAD:  # with the target, and what is between the fields
+                self._give_up(head_too_large())
+
+    def _expect_head(self) -> None:
+        self.keep_alive(False)  # until the next answer: aiohttp would close an idle connection without a word
+        timeout = self.http.server.config.server.head_timeout
+        if self.place != "admitted":
+            timeout = min(timeout, SURPLUS_TIMEOUT)
+        self.head_timer = self._loop.call_later(timeout, self._head_is_late, timeout)
+
+    def _expect_no_head(self) -> None:
+        if self.head_timer:
+            self.head_timer.cancel()
+            self.head_timer = None
+            self.head_size = 0
+
+    def _head_is_late(self, timeout: float) -> None:
+        late = f"the request's head did not come within {timeout:g} seconds"
+        self._give_up(
+            self.http.limits.refusal(self.place) or Refused(408, late, close=True, reason="head_timeout")
+        )
+
+    def _give_up(self, refused: Refused) -> None:
+        self.given_up = refused
+        self.data_received(NO_HEAD)  # which handle_error() answers
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is gone."""
-        self.http.open_connections -= 1
+        self._expect_no_head()
+        self.http.limits.leave(self.peer, self.place)
         super().connection_lost(exc)
 
     def handle_error(
@@ -106,7 +161,18 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what aiohttp could not parse, which never gets as far as the handler."""
-        return self.http.server.refuse_malformed(request, malformed(status, exc, message or ""))
+        refused = self.given_up or malformed(status, exc, message or "")
+        return self.http.server.refuse_malformed(request, refused)
+
+
+class AccessLog(AbstractAccessLogger):
+    """A line for each request, without its query and headers, where credentials may be."""
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        """Log a request. time: the seconds it took."""
+        peer, path = connection_of(request).peer, shown_path(request)
+        line = "%s %s %s %d %d bytes %.6f s"
+        self.logger.info(line, peer, request.method, path, response.status, response.body_length, time)
 
 
 class HttpServer(web.Server):
@@ -115,9 +181,11 @@ class HttpServer(web.Server):
     def __init__(self, server: "Server") -> None:
         super().__init__(server.handle, handler_cancellation=True)  # so a disconnect is noticed at once
         self.server = server
-        self.open_connections = 0
-        self.max_connections = min(
-            server.config.server.max_connections, raise_file_limit() - FILES_OF_OUR_OWN
+        settings = server.config.server
+        self.limits = Connections(
+            most_connections(settings.max_connections),
+            settings.max_connections_per_address,
+            Networks(settings.trusted_proxies),
         )
 
     def __call__(self) -> Connection:
@@ -125,13 +193,36 @@ class HttpServer(web.Server):
         return Connection(
             self,
             loop=self._loop,
-            keepalive_timeout=HEAD_TIMEOUT,
+            keepalive_timeout=IDLE_TIMEOUT,
             lingering_time=LINGER,
+            max_line_size=MAX_TARGET,
+            max_field_size=MAX_FIELD,
+            max_headers=MAX_FIELDS,
             auto_decompress=False,  # inflate() does it, and knows the limit
             logger=logging.getLogger("pypubsub.http"),
             access_log=logging.getLogger("pypubsub.access") if self.server.config.server.access_log else None,
-            access_log_format='%a "%r" %s %b bytes %Tf s',
+            access_log_class=AccessLog,
         )
+
+
+class TcpSite(web.TCPSite):
+    """aiohttp's, with a bound on TLS handshakes: asyncio's of 60 seconds is for links that are very slow."""
+
+    handshake_timeout: float | None = None  # seconds; None where there is no TLS
+
+    async def start(self) -> None:
+        """Listen. Raises OSError, and ValueError for a name that is none."""
+        await web.BaseSite.start(self)
+        assert self._runner.server is not None  # noqa: S101 (it is set up before it gets a site)
+        self._server = await asyncio.get_running_loop().create_server(
+            self._runner.server,
+            self._host,
+            self._port,
+            ssl=self._ssl_context,
+            backlog=self._backlog,
+            ssl_handshake_timeout=self.handshake_timeout,
+        )
+        self._bound_port = self._server.sockets[0].getsockname()[1]
 
 
 class Server:
@@ -154,6 +245,7 @@ class Server:
         self._trusted_proxies = Networks(config.server.trusted_proxies)
         self._secure_topics = frozenset(config.clients.secure_topics)
         self._answers: Answers[asyncio.Future[Accepted]] = Answers(config.server.idempotency_window)
+        self._refusals = Refusals()
         self._http = HttpServer(self)
         self._runner = web.ServerRunner(self._http, shutdown_timeout=0.1)  # _drain() has waited already
         self._unix_sockets: list[UnixSocket] = []
@@ -178,8 +270,9 @@ class Server:
             if self._stop.is_set():  # it may have taken long
                 return
             await self._listen()
-            if self._http.max_connections < self.config.server.max_connections:
-                log.info("the limit of open files allows for %d connections", self._http.max_connections)
+            most = self._http.limits.most
+            if most < self.config.server.max_connections:
+                log.info("the limit of open files allows for %d connections", most)
             async with asyncio.TaskGroup() as tasks:  # the death of one of them ends the server
                 lasting = [
                     tasks.create_task(self._store.run(), name="store"),
@@ -200,6 +293,8 @@ class Server:
             await self._store.stop()
             for unix_socket in self._unix_sockets:
                 unix_socket.remove()
+        if self._refusals.counts:
+            log.info("refused in all: %s", self._refusals.summary())
         log.info("stopped")
 
     async def _open_store(self) -> None:
@@ -251,7 +346,8 @@ class Server:
                 await self._listen_tcp(bind, server.tls.port, context)
 
     async def _listen_tcp(self, bind: str, port: int, context: ssl.SSLContext | None) -> None:
-        site = web.TCPSite(self._runner, bind, port, ssl_context=context, backlog=ACCEPT_BACKLOG)
+        site = TcpSite(self._runner, bind, port, ssl_context=context, backlog=ACCEPT_BACKLOG)
+        site.handshake_timeout = self.config.server.head_timeout if context else None
         await start_site(site, url(bind, port, tls=context is not None))
 
     async def _listen_unix(self, path: Path) -> UnixSocket:
@@ -350,8 +446,11 @@ class Server:
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._stop.is_set():
             raise Refused(503, "the server is stopping", headers=RETRY_AFTER, close=True)
-        if connection_of(request).surplus:
-            raise Refused(503, "too many connections", headers=RETRY_AFTER, close=True)
+        connection = connection_of(request)
+        if refused := connection.http.limits.refusal(connection.place):
+            raise refused
+        if size_of_fields(request) > MAX_HEAD:
+            raise head_too_large()
         match request.method:
             case "GET":
                 return await self._subscribe(request)
@@ -374,19 +473,21 @@ class Server:
 
     def refuse(self, request: web.BaseRequest, refused: Refused) -> web.StreamResponse:
         """The answer to a refused request, which is also logged."""
-        log.info(
-            "refused %s %s from %s: %d %s",
-            request.method,
-            shown_path(request),
-            connection_of(request).peer,
-            refused.status,
-            refused.message,
-        )
+        self.note_refusal(refused, f"{request.method} {shown_path(request)}", connection_of(request).peer)
         response = self._answer(request, refused.status, refused.message, {"error": refused.message})
         response.headers.update(refused.headers)
         if refused.close or self._body_may_never_come(request):
             response.force_close()
         return response
+
+    def note_refusal(self, refused: Refused, what: str, peer: str | None) -> None:
+        """Count a refusal, and log it if there were not too many like it."""
+        left_out = self._refusals.add(refused.status, refused.reason)
+        if left_out is None:
+            return
+        log.info("refused %s from %s: %d %s", what, peer, refused.status, refused.message)
+        if left_out:
+            log.info("left out %d lines of refusals like this one", left_out)
 
     async def _hold_back(self, arrived: float) -> None:
         """Answer a refused subscriber late: deployed readers ask again without a pause.
@@ -674,11 +775,35 @@ class Server:
 def malformed(status: int, error: BaseException | None, message: str) -> Refused:
     """The refusal of what aiohttp could not parse; its messages quote the request, which no log may."""
     if isinstance(error, LineTooLong):
-        return Refused(431, "a line in the request's head is longer than 8190 bytes", close=True)
+        if error.args[1] == MAX_TARGET:
+            return Refused(414, f"the path and query have more than {MAX_TARGET} bytes", close=True)
+        return Refused(
+            431, f"a header field has more than {MAX_FIELD} bytes", close=True, reason=HEAD_TOO_LARGE
+        )
+    if message.startswith("Too many headers"):
+        return Refused(
+            431, f"there are more than {MAX_FIELDS} header fields", close=True, reason=HEAD_TOO_LARGE
+        )
+    what = (message.strip().partition(":")[0].splitlines() or ["not a request"])[0]
     if isinstance(error, InvalidURLError):
-        return Refused(status, "not HTTP: the request's target is no URL", close=True)
-    reason = message.strip().partition(":")[0].splitlines()[:1] or ["not a request"]
-    return Refused(status, f"not HTTP: {reason[0]}", close=True)
+        what = "the request's target is no URL"
+    elif HttpRequestParser is HttpRequestParserPy:  # where there is none in C; it quotes even more
+        what = "the head or a chunk cannot be parsed"
+    elif "PRI/" in what:
+        what = "HTTP/2 is not known here, HTTP/1.1 is"
+    return Refused(status, f"not HTTP/1.1: {what}", close=True, reason="malformed")
+
+
+def head_too_large() -> Refused:
+    """The refusal of a head whose fields are each of an acceptable size."""
+    return Refused(
+        431, f"the header fields have more than {MAX_HEAD} bytes together", close=True, reason=HEAD_TOO_LARGE
+    )
+
+
+def size_of_fields(request: web.BaseRequest) -> int:
+    """The bytes of all header fields."""
+    return sum(map(len, chain.from_iterable(request.raw_headers)))
 
 
 async def happens(event: asyncio.Event, within: float) -> bool:
@@ -860,16 +985,6 @@ def shown_backlog(backlog: BacklogConfig) -> str:
     age = f", for {backlog.max_age:g} seconds at most" if backlog.max_age else ""
     where = backlog.storage or "in memory"
     return f"{backlog.size} public and as many private events{age}, {where}"
-
-
-def raise_file_limit() -> int:
-    """Let the process open as many files, connections among them, as it may. How many that is."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # macOS refuses "unlimited"
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 async def serve(config: Config, acl_path: Path, users: Users | None) -> None:

@@ -22,6 +22,8 @@ Beside that road:
     idempotency     the answers remembered for publishers who ask twice
     login           credentials, and what a provider of users answers to them
     attempts        failed attempts to log in
+    connections     how many there may be, in all and from one address
+    refusals        what was refused, counted
     rights          what somebody may see and say
     grants          rights as the configuration files write them
     expiring        a table that forgets

@@ -5,11 +5,11 @@ burst and then a rate. The smaller limit is that of the pair: who goes on with o
 forgotten program, does not use up the chances of everybody else behind the same proxy.
 """
 
-import ipaddress
 import math
 import time
 from collections.abc import Callable
 
+from core.access import site_of
 from core.errors import Refused
 from core.expiring import Expiring
 
@@ -17,7 +17,6 @@ _MINUTE = 60.0  # seconds in which a full count has leaked away
 _MOST_OF_A_USER = 10  # of one user name, from one address
 _MOST_OF_AN_ADDRESS = 50
 _MOST_COUNTED = 20_000  # addresses and pairs, each
-_IPV6_SITE = 64  # bits: whoever has one address of such a network has them all
 
 
 class TooManyAttempts(Refused):
@@ -60,7 +59,7 @@ class Attempts:
 
     def begin(self, address: str, user: str) -> None:
         """Count an attempt, which is a failed one until it has succeeded. Raises TooManyAttempts."""
-        site = _site(address)
+        site = site_of(address)
         wait = max(self._of_users.wait((site, user)), self._of_addresses.wait(site))
         if wait:
             raise TooManyAttempts(wait)
@@ -68,15 +67,8 @@ class Attempts:
 
     def succeeded(self, address: str, user: str) -> None:
         """Undo begin()."""
-        self._count(_site(address), user, -1)
+        self._count(site_of(address), user, -1)
 
     def _count(self, site: str, user: str, number: int) -> None:
         self._of_users.add((site, user), number)
         self._of_addresses.add(site, number)
-
-
-def _site(address: str) -> str:
-    """What counts as one address."""
-    if ":" not in address:
-        return address
-    return str(ipaddress.ip_network((address, _IPV6_SITE), strict=False))

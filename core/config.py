@@ -88,10 +88,12 @@ def read_yaml(path: Path, keys: str, *, secret: bool = False) -> dict[Any, Any] 
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
-        reason = error.problem or error.context or ""
-        raise ConfigError([f"{path}: {line}not YAML: {_unquoted(reason) if secret else reason}"]) from error
+        reason = _unquoted(str(error.problem or error.context), secret)
+        raise ConfigError([f"{path}: {line}not YAML: {reason}"]) from error
     except Exception as error:  # PyYAML's tags (!!int, !!bool) fail with whatever their conversion raises
-        reason = type(error).__name__ if secret else (str(error) or type(error).__name__).splitlines()[0]
+        reason = type(error).__name__
+        if not secret and str(error):
+            reason = _unquoted(str(error).splitlines()[0], secret)
         raise ConfigError([f"{path}: not YAML: {reason}"]) from error
     if content is not None and not isinstance(content, dict):
         found = _kind(content) if secret else _found(content)
@@ -99,9 +101,10 @@ def read_yaml(path: Path, keys: str, *, secret: bool = False) -> dict[Any, Any] 
     return content
 
 
-def _unquoted(reason: str) -> str:
-    """PyYAML's words without what it quotes from the file."""
-    return re.sub(r"'.*'|\".*\"", "...", reason)
+def _unquoted(reason: str, secret: bool) -> str:
+    """A complaint of PyYAML's, without the file's own words: of `password: *x` and `!x` it shows the x."""
+    shortest = 1 if secret else 3  # so that '@' and ']' stay, which PyYAML says of its own
+    return re.sub(rf"""(['"])(?!<).{{{shortest},}}\1""", "'...'", reason)
 
 
 def _without_nulls(value: Any) -> Any:

@@ -12,16 +12,24 @@ class Refused(Exception):  # noqa: N818 (it says what happened to the request)
     message: one line for the client: what is wrong and what is accepted.
     headers: added to the answer, such as WWW-Authenticate or Retry-After.
     close: the connection cannot be used for another request.
+    reason: a short word that refusals are counted by, where others have the same status.
     """
 
     def __init__(
-        self, status: int, message: str, *, headers: Mapping[str, str] | None = None, close: bool = False
+        self,
+        status: int,
+        message: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        close: bool = False,
+        reason: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.headers = dict(headers or {})
         self.close = close
+        self.reason = reason
 
 
 class ConfigError(Exception):

@@ -109,12 +109,14 @@ class ServerConfig(Section):
     max_line_size: Annotated[Size, AfterValidator(_check_line_size)] = 600_000
     ping_interval: PositiveDuration = 5.0
     refusal_delay: Duration = 2.0
+    head_timeout: PositiveDuration = 20.0
     subscriber_buffer: Size = 1024**2
     write_timeout: PositiveDuration = 300.0
     drain_timeout: Duration = 10.0
     idempotency_window: Duration = 600.0
     backlog: BacklogConfig = BacklogConfig()
     max_connections: Annotated[StrictInt, Field(ge=1)] = 50_000
+    max_connections_per_address: Annotated[StrictInt, Field(ge=0)] = 0  # 0: no limit
     trusted_proxies: tuple[Network, ...] = ()
     cors_origins: tuple[Origin, ...] = ()
     access_log: StrictBool = False

@@ -63,6 +63,7 @@ class Daemon:
         self.config = merged(DEFAULT_CONFIG, config or {})
         self._files = files  # that it may open
         self.environment: dict[str, str] = {}  # beside that of the tests
+        self.options: list[str] = []  # of the command line, beside the two files
         self.port = 0  # the kernel's choice at the first start, kept for the next ones
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -89,7 +90,7 @@ class Daemon:
         self.config["server"].setdefault("port", self.port)
         self.config_path.write_text(yaml.safe_dump(self.config))
         limit = ["prlimit", f"--nofile={self._files}"] if self._files else []
-        options = ["--config", str(self.config_path), "--acl", str(self.acl_path)]
+        options = ["--config", str(self.config_path), "--acl", str(self.acl_path), *self.options]
         self._process = subprocess.Popen(
             [*limit, sys.executable, "pypubsub.py", *options],
             cwd=ROOT,

@@ -272,47 +272,6 @@ async def test_options_and_unknown_methods(server: Daemon) -> None:
         assert answer.text.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "garbage",
-    [b"\x16\x03\x01\x02\x00\x01\x00\x01", b"HELLO\r\n\r\n", b"GET / HTTP/1.1\r\nBad header\r\n\r\n"],
-    ids=["TLS on the plain port", "no request line", "no header"],
-)
-async def test_what_is_no_http_is_answered_400_and_logged_in_a_line(server: Daemon, garbage: bytes) -> None:
-    """With our Server header, without a traceback."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(garbage + b"\r\n\r\n")
-    async with asyncio.timeout(10):
-        raw = await reader.read()
-    writer.close()
-    assert raw.startswith(b"HTTP/1.") and b" 400 " in raw[:20]  # noqa: PT018
-    assert b"\r\nServer: PyPubSub/" in raw
-    assert not any("Traceback" in line for line in server.log)
-
-
-@pytest.mark.parametrize(
-    ("request_head", "status"),
-    [
-        (b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Basic " + b"c2VjcmV0" * 2000, 431),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Basic c2VjcmV0\x01", 400),
-        (b"GET http://c2VjcmV0@[bad HTTP/1.1\r\nHost: x", 400),
-    ],
-    ids=["a header that is too long", "a control character", "no URL"],
-)
-async def test_a_malformed_request_is_quoted_nowhere(
-    server: Daemon, request_head: bytes, status: int
-) -> None:
-    """Neither in the answer nor in the log: it may hold credentials."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(request_head + b"\r\n\r\n")
-    async with asyncio.timeout(10):
-        raw = await reader.read()
-    writer.close()
-    assert raw.split()[1] == str(status).encode()
-    await server.until_logged(f"refused .* {status} ")
-    assert b"c2VjcmV0" not in raw
-    assert not any("c2VjcmV0" in line for line in server.log)
-
-
 async def test_a_refused_subscriber_is_answered_late(start_daemon: StartDaemon) -> None:
     """Deployed readers ask again without any pause. A refused publisher is answered at once."""
     server = start_daemon({"server": {"refusal_delay": 0.5}})

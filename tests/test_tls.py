@@ -4,8 +4,9 @@ import asyncio
 import json
 import ssl
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -17,7 +18,9 @@ from daemon import Daemon
 StartDaemon = Callable[..., Daemon]
 
 
-def tls_daemon(start_daemon: StartDaemon, directory: Path) -> tuple[Daemon, int, ssl.SSLContext]:
+def tls_daemon(
+    start_daemon: StartDaemon, directory: Path, settings: Mapping[str, Any] | None = None
+) -> tuple[Daemon, int, ssl.SSLContext]:
     """A daemon with a certificate for 127.0.0.1, its TLS port, and a client's context that trusts it."""
     authority = trustme.CA()
     intermediate = authority.create_child_ca()
@@ -28,7 +31,8 @@ def tls_daemon(start_daemon: StartDaemon, directory: Path) -> tuple[Daemon, int,
     files = {
         name: str(directory / file) for name, file in (("cert", "crt"), ("key", "key"), ("chain", "chain"))
     }
-    server = start_daemon({"server": {"tls": {"port": 0, **files}, "subscriber_buffer": "64 MiB"}})
+    tls = {"port": 0, **files}
+    server = start_daemon({"server": {"tls": tls, "subscriber_buffer": "64 MiB", **(settings or {})}})
     port = int(server.logged("serves https://").rpartition(":")[2])
     context = ssl.create_default_context()
     authority.configure_trust(context)

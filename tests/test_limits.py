@@ -1,0 +1,475 @@
+"""What one client can take from the others: connections, and what it hears when it is too much."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from netaddr import IPNetwork
+
+from core.access import Networks
+from core.connections import MAX_SURPLUS, Connections
+from core.refusals import LINES_A_SECOND, Refusals
+from daemon import Daemon
+from test_tls import tls_daemon
+from wire import TIMEOUT
+
+StartDaemon = Callable[..., Daemon]
+PUT = b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+
+
+class Client:
+    """A connection that sends what a test says, byte for byte."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def send(self, raw: bytes) -> None:
+        """Send."""
+        self.writer.write(raw)
+
+    async def answer(self) -> tuple[int, str]:
+        """The next answer: its status, and its head and body as they came."""
+        async with asyncio.timeout(TIMEOUT):
+            raw = await self.reader.readuntil(b"\r\n\r\n")
+            length = raw.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]
+            raw += await self.reader.readexactly(int(length or 0))
+        return int(raw.split()[1]), raw.decode()
+
+    async def put(self) -> int:
+        """Publish over this connection; the status."""
+        self.send(PUT)
+        return (await self.answer())[0]
+
+    async def rest(self) -> bytes:
+        """All that comes until the connection ends."""
+        async with asyncio.timeout(TIMEOUT):
+            return await self.reader.read()
+
+
+@contextlib.asynccontextmanager
+async def connected(server: Daemon, address: str = "127.0.0.1") -> AsyncIterator[Client]:
+    """A connection to a daemon, from an address of this machine."""
+    client = Client(*await asyncio.open_connection("127.0.0.1", server.port, local_addr=(address, 0)))
+    try:
+        yield client
+    finally:
+        client.writer.close()
+
+
+# Connections
+
+
+async def test_connections_over_the_limit_are_refused_and_others_served(start_daemon: StartDaemon) -> None:
+    """503 for those that came too late, however long they stay; when one leaves, there is room for one."""
+    server = start_daemon({"server": {"max_connections": 2}})
+    async with connected(server) as first, connected(server) as late:
+        async with connected(server) as second, connected(server) as later:
+            assert [await first.put(), await late.put()] == [202, 202]
+            for refused in (second, later):
+                refused.send(PUT)
+                status, answer = await refused.answer()
+                assert status == 503
+                assert "\r\nRetry-After: 5\r\n" in answer
+                assert "\r\nConnection: close\r\n" in answer
+                assert answer.endswith("\ntoo many connections (server.max_connections): ask again later\n")
+                assert await refused.rest() == b""
+        assert await first.put() == 202
+        first.writer.close()
+        await until_served(server)
+        assert await late.put() == 202
+
+
+async def until_served(server: Daemon) -> None:
+    """Ask until a connection is not one too many."""
+    async with asyncio.timeout(TIMEOUT):
+        while True:
+            async with connected(server) as client:
+                if await client.put() == 202:
+                    return
+
+
+async def test_an_address_may_have_so_many_connections(start_daemon: StartDaemon) -> None:
+    """One more: 429, which limit it was, when to ask again. Other addresses are served."""
+    server = start_daemon({"server": {"max_connections_per_address": 1}})
+    async with connected(server) as first, connected(server) as second:
+        assert await first.put() == 202
+        second.send(PUT)
+        status, answer = await second.answer()
+        assert status == 429
+        assert "\r\nRetry-After: 5\r\n" in answer
+        assert "\r\nConnection: close\r\n" in answer
+        assert "more than 1 connections from one address (server.max_connections_per_address)" in answer
+        async with connected(server, "127.0.0.2") as other:
+            assert await other.put() == 202
+        assert await first.put() == 202
+        first.writer.close()
+        await until_served(server)
+
+
+async def test_a_trusted_proxy_may_have_any_number_of_connections(start_daemon: StartDaemon) -> None:
+    """As may the peers of a unix socket: who is behind them is not known before a request comes."""
+    server = start_daemon({"server": {"max_connections_per_address": 1, "trusted_proxies": ["127.0.0.2"]}})
+    async with connected(server, "127.0.0.2") as first, connected(server, "127.0.0.2") as second:
+        assert [await first.put(), await second.put()] == [202, 202]
+
+
+async def test_peers_of_a_unix_socket_may_have_any_number_of_connections(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """They have no address that could be counted."""
+    path = tmp_path / "socket"
+    limits = {"max_connections_per_address": 1, "bind": ["127.0.0.1", f"unix:{path}"]}
+    server = start_daemon({"server": limits, "clients": {"payloaders": ["unix"]}})
+    server.logged("serves unix:")
+    clients = [Client(*await asyncio.open_unix_connection(path)) for _ in range(2)]
+    assert [await client.put() for client in clients] == [202, 202]
+    for client in clients:
+        client.writer.close()
+
+
+# The addresses of two connections, and whether they count as one
+PAIRS = [
+    ("192.0.2.1", "192.0.2.1", True),
+    ("192.0.2.1", "192.0.2.2", False),
+    ("2001:db8::1", "2001:db8::ffff:2", True),
+    ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+    ("198.51.100.1", "198.51.100.1", False),
+    (None, None, False),
+    ("unix", "unix", False),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "counted"), PAIRS)
+def test_what_counts_as_one_address(first: str | None, second: str | None, counted: bool) -> None:
+    """An IPv4 address, a /64 of IPv6; an exempt address, and what has none, is not counted."""
+    limits = Connections(10, 1, Networks([IPNetwork("198.51.100.0/24")]))
+    assert limits.enter(first) == "admitted"
+    assert limits.enter(second) == ("connections_per_address" if counted else "admitted")
+    if counted:
+        limits.leave(first, "admitted")
+        assert limits.enter(second) == "admitted"
+
+
+async def test_surplus_connections_are_bounded_too(start_daemon: StartDaemon) -> None:
+    """One more than those who wait for their 503 is closed at once, and those admitted are served."""
+    server = start_daemon({"server": {"max_connections": 1}})
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(server)) for _ in range(MAX_SURPLUS + 2)]
+        assert await clients[-1].rest() == b""
+        assert await clients[0].put() == 202
+
+
+async def test_more_connections_than_open_files_do_no_harm(start_daemon: StartDaemon) -> None:
+    """Those that came first are served, and the log stays short."""
+    server = start_daemon(files=64)
+    connections = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(150)]
+    reader, writer = connections[0]
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            writer.write(PUT)
+            assert b" 202 " in await reader.readline()
+            await reader.readuntil(b"accepted\n")
+    await server.until_logged("cannot accept connections: Too many open files")
+    for _, writer in connections:
+        writer.close()
+    while (await server.request("HEAD", "/")).status != 204:
+        pass
+    assert len(server.log) < 200
+    assert not any("Traceback" in line for line in server.log)
+
+
+# Heads that come slowly, or never
+
+BEGINNINGS = [
+    b"",
+    b"\r\n",
+    b"P",
+    b"PUT /a",
+    PUT[:-5],
+    PUT[:-3],
+    b"HEAD / HTTP/1.1\r\nAuthorization: Basic c2Vj",
+]
+
+
+async def timed_out(client: Client) -> bool:
+    """Wait until a connection is given up; whether its client is told why, in one line."""
+    status, answer = await client.answer()
+    assert await client.rest() == b""
+    body = answer.partition("\r\n\r\n")[2]
+    return (
+        status == 408 and body.startswith("the request's head did not come within ") and body.count("\n") == 1
+    )
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+async def test_a_head_that_does_not_come_to_its_end_is_given_up(
+    start_daemon: StartDaemon, beginning: bytes
+) -> None:
+    """408, and the connection is closed; so it is where nothing comes at all."""
+    server = start_daemon({"server": {"head_timeout": 0.3}})
+    async with connected(server) as client:
+        client.send(beginning)
+        assert await timed_out(client)
+    await server.until_logged("refused .* from 127.0.0.1: 408 the request's head did not come")
+
+
+async def test_a_head_that_drips_is_given_up(start_daemon: StartDaemon) -> None:
+    """However many bytes come meanwhile."""
+    server = start_daemon({"server": {"head_timeout": 0.3}})
+    async with connected(server) as client:
+        client.send(b"HEAD / HTTP/1.1\r\nX: ")
+        given_up = asyncio.create_task(timed_out(client))
+        while not given_up.done():
+            client.send(b"x")
+            await asyncio.wait([given_up], timeout=0.01)
+        assert await given_up
+
+
+async def test_a_second_head_that_drips_is_given_up(start_daemon: StartDaemon) -> None:
+    """Long before the 75 seconds that a connection may be idle between two requests."""
+    server = start_daemon({"server": {"head_timeout": 0.3}})
+    async with connected(server) as client:
+        assert await client.put() == 202
+        client.send(b"PUT")
+        assert await timed_out(client)
+
+
+async def test_whoever_is_not_sending_a_head_is_not_given_up(start_daemon: StartDaemon) -> None:
+    """An idle connection, a subscriber, a slow body: each goes on after a later connection timed out."""
+    server = start_daemon({"server": {"head_timeout": 1}})
+    async with (
+        server.subscriber("/a") as stream,
+        connected(server) as idle,
+        connected(server) as slow,
+    ):
+        assert await idle.put() == 202
+        for part in (PUT[:9], PUT[9:-2], PUT[-2:-1]):
+            slow.send(part)
+            await idle.put()  # so that the parts come one by one
+        async with connected(server) as later:
+            assert await timed_out(later)
+        slow.send(PUT[-1:])
+        assert (await slow.answer())[0] == 202
+        assert await idle.put() == 202
+        assert await slow.put() == 202
+        for _ in range(7):
+            assert (await stream.event())["pubsub_path"] == "/a"
+
+
+async def test_a_surplus_connection_that_asks_for_nothing_is_closed_soon(start_daemon: StartDaemon) -> None:
+    """It need not have the time that others have for their heads, and hears that it is one too many."""
+    server = start_daemon({"server": {"max_connections": 1, "head_timeout": "1h"}})
+    async with connected(server) as first, connected(server) as surplus:
+        assert await first.put() == 202
+        status, answer = await surplus.answer()
+        assert status == 503
+        assert "too many connections" in answer
+        assert await surplus.rest() == b""
+
+
+async def test_a_tls_handshake_that_does_not_end_is_given_up(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """The connection is closed, and the log stays silent."""
+    server, port, _ = tls_daemon(start_daemon, tmp_path, {"head_timeout": 0.3})
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(TIMEOUT):
+        assert await reader.read() == b""
+    writer.close()
+    assert not any("Error" in line for line in server.log)
+
+
+async def test_many_requests_at_once_are_answered_in_turn(server: Daemon) -> None:
+    """What is sent ahead waits, and costs nobody's connection."""
+    async with connected(server) as client:
+        client.send(PUT * 500)
+        assert [(await client.answer())[0] for _ in range(500)] == [202] * 500
+
+
+# Heads that are too large, and what is no request
+
+GET, HOST, SECRET = b"GET /a HTTP/1.1\r\n", b"Host: x\r\n", b"c2VjcmV0"
+CHUNKED = b"PUT /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+FIELD = b"X: " + SECRET * 1000 + b"\r\n"
+REFUSED = {
+    "a long path": (b"GET /" + SECRET * 1024, 414, "8190 bytes"),
+    "a long query": (b"GET /?since=" + SECRET * 1024, 414, "8190 bytes"),
+    "a request line without an end": (b"GET /" + SECRET * 125_000, 414, "8190 bytes"),
+    "a long header field": (GET + HOST + b"Authorization: Basic " + SECRET * 1024, 431, "8192 bytes"),
+    "a long name of a field": (GET + HOST + SECRET * 1025, 431, "8192 bytes"),
+    "many fields": (GET + HOST + b"X: c2VjcmV0\r\n" * 128 + b"\r\n", 431, "128 header fields"),
+    "fields of 66 KB together": (
+        GET + HOST + FIELD * 8 + b"Y: " + FIELD[-2003:] + b"\r\n",
+        431,
+        "65536 bytes together",
+    ),
+    "fields without an end": (GET + HOST + FIELD * 100, 431, "65536 bytes together"),
+    "empty lines without an end": (b"\r\n" * 70_000, 431, "65536 bytes together"),
+    "a NUL in a field": (GET + HOST + b"Authorization: c2VjcmV0\0\r\n\r\n", 400, "header value"),
+    "a control character": (GET + HOST + b"Authorization: c2VjcmV0\x01\r\n\r\n", 400, "header value"),
+    "a NUL in the path": (b"GET /c2VjcmV0\0 HTTP/1.1\r\n" + HOST + b"\r\n", 400, "no URL"),
+    "a folded field": (GET + HOST + b"X: a\r\n c2VjcmV0\r\n\r\n", 400, "whitespace"),
+    "no field": (GET + HOST + b"c2VjcmV0\r\n\r\n", 400, "header token"),
+    "a space before the colon": (GET + HOST + b"Authorization : c2VjcmV0\r\n\r\n", 400, "header token"),
+    "no Host": (GET + b"\r\n", 400, "Host"),
+    "two Hosts": (GET + HOST + b"Host: c2VjcmV0\r\n\r\n", 400, "Host"),
+    "no URL": (b"GET http://c2VjcmV0@[bad HTTP/1.1\r\n" + HOST + b"\r\n", 400, "no URL"),
+    "no request line": (b"HELLO c2VjcmV0\r\n\r\n", 400, "not HTTP/1.1: Invalid method"),
+    "an unknown version": (b"GET / HTTP/3.0\r\n" + HOST + b"\r\n", 400, "not HTTP/1.1"),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 400, "HTTP/2 is not known here"),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "HTTPS"),
+    "no chunk size": (CHUNKED + b"c2VjcmV0\r\n{}\r\n0\r\n\r\n", 400, "chunk size"),
+    "a chunk size beyond bounds": (CHUNKED + b"f" * 30 + b"\r\n{}\r\n0\r\n\r\n", 400, "hunk size"),
+    "two lengths": (PUT[:-6] + b"\r\nContent-Length: 2\r\n\r\n{}", 400, "Content-Length"),
+    "a length that is none": (PUT[:-7] + b"c2VjcmV0\r\n\r\n{}", 400, "Content-Length"),
+    "chunks with a length": (
+        CHUNKED[:-2] + b"Content-Length: 2\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        400,
+        "Content-Length",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_what_is_no_request_is_refused_in_a_line_that_quotes_nothing(server: Daemon, name: str) -> None:
+    """The answer says what it was, so does the log; neither quotes it, as it may hold credentials."""
+    raw, status, said = REFUSED[name]
+    async with connected(server) as client:
+        client.send(raw)
+        got, answer = await client.answer()
+    assert got == status
+    assert "\r\nServer: PyPubSub/" in answer
+    body = answer.partition("\r\n\r\n")[2]
+    assert said in body
+    assert body.count("\n") == 1
+    line = await server.until_logged(f"refused .* from 127.0.0.1: {status} ")
+    assert line.endswith(body.rstrip())
+    assert "c2VjcmV0" not in answer
+    assert not any("c2VjcmV0" in line or "Traceback" in line for line in server.log)
+
+
+async def test_a_head_just_within_the_limits_is_served(server: Daemon) -> None:
+    """8,190 bytes of path and query, 128 fields, almost 64 KiB of them, in pieces."""
+    target = b"/" + b"a" * 8189
+    fields = HOST + FIELD[:8000] + b"\r\n" + (FIELD[:7990] + b"\r\n") * 7 + b"X: 1\r\n" * 119
+    async with connected(server) as client:
+        client.send(b"HEAD " + target)
+        async with connected(server) as other:
+            assert await other.put() == 202
+        client.send(b" HTTP/1.1\r\n" + fields + b"\r\n")
+        assert (await client.answer())[0] == 204
+
+
+# Refusals are counted
+
+
+async def test_a_stop_says_what_was_refused(start_daemon: StartDaemon) -> None:
+    """How many of each status, and of each reason where a status has several."""
+    server = start_daemon({"server": {"max_connections": 2, "head_timeout": 1}})
+    async with connected(server) as first, connected(server) as second, connected(server) as surplus:
+        first.send(PUT.replace(b"/a", b"/a,b") * 2)
+        assert [(await first.answer())[0] for _ in range(2)] == [400, 400]
+        assert await surplus.put() == 503
+        first.send(b"X\r\n\r\n")
+        assert (await first.answer())[0] == 400
+        assert (await second.answer())[0] == 408
+    server.stop()
+    said = "2 of 400, 1 of 400 (malformed), 1 of 408 (head_timeout), 1 of 503 (connections)"
+    assert server.log[-2].endswith(f"refused in all: {said}")
+    quiet = start_daemon()
+    quiet.stop()
+    assert not any("refused" in line for line in quiet.log)
+
+
+def test_a_flood_of_refusals_does_not_flood_the_log() -> None:
+    """100 lines a second of each kind; the next line says how many were left out; all are counted."""
+    now = 5.0
+    refusals = Refusals(lambda: now)
+    lines = [refusals.add(503, "connections") for _ in range(LINES_A_SECOND + 7)]
+    assert lines == [0] * LINES_A_SECOND + [None] * 7
+    assert refusals.add(503, "") == 0
+    now = 6.0
+    assert [refusals.add(503, "connections") for _ in range(2)] == [7, 0]
+    assert refusals.summary() == f"1 of 503, {LINES_A_SECOND + 9} of 503 (connections)"
+
+
+async def test_the_log_says_how_many_lines_were_left_out(server: Daemon) -> None:
+    """A client asks for nonsense, faster than anybody reads."""
+    asked = 0
+    async with connected(server) as client, asyncio.timeout(TIMEOUT):
+        while not any("left out" in line for line in server.log):
+            client.send(PUT.replace(b"/a", b"/a,b") * 30)
+            asked += 30
+            for _ in range(30):
+                assert (await client.answer())[0] == 400
+    assert sum("refused PUT /a,b" in line for line in server.log) < asked
+
+
+# What the log may hold
+
+BASIC = b"Authorization: Basic c2VjcmV0OnNlY3JldA==\r\n"
+
+
+def publish(fields: bytes, body: bytes = b"{}", path: bytes = b"/a") -> bytes:
+    """A request that publishes."""
+    length = b"Content-Length: %d\r\n" % len(body)
+    return b"PUT " + path + b" HTTP/1.1\r\n" + HOST + length + fields + b"\r\n" + body
+
+
+WITH_SECRETS = {
+    "a stream": b"GET /a HTTP/1.0\r\n" + HOST + BASIC + b"\r\n",
+    "a query": b"HEAD /seen?access_token=c2VjcmV0 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a refused query": b"GET /a?since=c2VjcmV0 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a user": b"HEAD http://c2VjcmV0:c2VjcmV0@x/a HTTP/1.1\r\n" + HOST + BASIC + b"\r\n",
+    "a refused user": b"DELETE http://c2VjcmV0:c2VjcmV0@x/a HTTP/1.1\r\n" + HOST + BASIC + b"\r\n",
+    "CONNECT": b"CONNECT c2VjcmV0:c2VjcmV0@x:1 HTTP/1.1\r\n" + HOST + BASIC + b"\r\n",
+    "malformed credentials": GET + HOST + b"Authorization: c2VjcmV0\r\nX-Fetch-Since: c2VjcmV0\r\n\r\n",
+    "a name": b"HEAD / HTTP/1.1\r\n" + HOST + b"c2VjcmV0: c2VjcmV0\r\nCookie: c2VjcmV0\r\n\r\n",
+    "an event": publish(BASIC, b'{"c2VjcmV0": "c2VjcmV0"}'),
+    "a broken event": publish(BASIC, b'{"c2VjcmV0": c2VjcmV0}'),
+    "a key": publish(b"Idempotency-Key: c2VjcmV0\r\n"),
+    "a refused key": publish(b"Idempotency-Key: c2VjcmV0 c2VjcmV0\r\n"),
+    "a secure topic": publish(BASIC, path=b"/safe"),
+    "an unknown coding": publish(b"Content-Encoding: c2VjcmV0\r\n"),
+    "an unknown expectation": publish(b"Expect: c2VjcmV0\r\n"),
+    "a forwarding header": publish(b"X-Forwarded-For: c2VjcmV0\r\n"),
+    "a site": publish(b"Origin: http://c2VjcmV0\r\n"),
+}
+
+
+@pytest.mark.parametrize("parser", ["in C", "in Python"])
+async def test_no_line_of_the_log_holds_a_secret(tmp_path: Path, parser: str) -> None:
+    """Wherever it came in, with all lines there are; nor does the answer."""
+    limits = {"access_log": True, "trusted_proxies": ["127.0.0.2"], "head_timeout": 1}
+    server = Daemon(tmp_path, {"server": limits, "clients": {"secure_topics": ["safe"]}})
+    server.options = ["--log-level", "debug"]
+    if parser == "in Python":
+        server.environment = {"AIOHTTP_NO_EXTENSIONS": "1"}
+    server.start()
+    try:
+        heads = [raw for raw, *_ in REFUSED.values() if CHUNKED not in raw]
+        for raw in [*WITH_SECRETS.values(), *heads]:
+            address = "127.0.0.2" if b"Forwarded" in raw else "127.0.0.1"
+            async with connected(server, address) as client:
+                client.send(raw)
+                _, answer = await client.answer()
+                assert "c2VjcmV0" not in answer
+    finally:
+        server.stop()
+    assert not any("c2VjcmV0" in line or "Traceback" in line for line in server.log)
+    assert sum("INFO pypubsub.access: 127.0.0." in line for line in server.log) >= len(heads)
+
+
+async def test_the_access_log_is_off_unless_asked_for(start_daemon: StartDaemon) -> None:
+    """One line a request: peer, method, path without its query, status, bytes, seconds."""
+    server = start_daemon({"server": {"access_log": True}})
+    await server.request("HEAD", "/seen?token=1")
+    line = await server.until_logged("HEAD /seen")
+    assert re.search(r"pypubsub\.access: 127\.0\.0\.1 HEAD /seen 204 [0-9]+ bytes 0\.[0-9]{6} s$", line)
+    silent = start_daemon()
+    await silent.request("HEAD", "/seen")
+    silent.stop()
+    assert not any("/seen" in line for line in silent.log)
