@@ -69,9 +69,9 @@ class TlsConfig(Section):
     """server.tls: a second port, with TLS, on the same addresses."""
 
     port: Port = 2070
-    cert: StrictStr  # PEM file
-    key: StrictStr  # PEM file
-    chain: StrictStr | None = None  # PEM file of intermediate certificates, sent after the certificate
+    cert: FilePath  # PEM file
+    key: FilePath  # PEM file
+    chain: FilePath | None = None  # PEM file of intermediate certificates, sent after those in cert
 
 
 class BacklogConfig(Section):

@@ -284,7 +284,7 @@ def test_a_certificate_that_is_not_there_stops_the_start(tmp_path: Path) -> None
     for arguments in ([], ["--check"]):
         ended = run(tmp_path, *arguments, config=config)
         assert ended.returncode == 1
-        assert "server.tls: No such file or directory" in ended.stderr
+        assert "server.tls.cert: no.crt: No such file or directory" in ended.stderr
         assert "Traceback" not in ended.stderr
 
 
@@ -301,7 +301,7 @@ def test_problems_of_both_files_are_reported_together(tmp_path: Path) -> None:
     ended = run(tmp_path, "--check", config="server: {tls: {cert: no.crt, key: no.key}}")
     assert ended.returncode == 1
     assert "serves https://0.0.0.0:2070" in ended.stdout
-    assert "server.tls: No such file" in ended.stderr
+    assert "server.tls.cert: no.crt: No such file" in ended.stderr
 
 
 def test_an_acl_without_effect_is_reported(tmp_path: Path) -> None:
