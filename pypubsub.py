@@ -42,7 +42,7 @@ from core.replay import replay_request
 from core.settings import BacklogConfig, Config, load
 from core.store import PORTION, Accepted
 from core.subscriber import Subscriber
-from core.tls import tls_context
+from core.tls import CurrentContext, tls_context
 from core.topics import PublishPath, parse_publish_path, parse_subscription
 from core.unix_socket import UnixSocket, answers
 from plugins import SECTIONS_WITHOUT_EFFECT, check_directory, store_for
@@ -149,11 +149,13 @@ class Server:
         self._http = HttpServer(self)
         self._runner = web.ServerRunner(self._http, shutdown_timeout=0.1)  # _drain() has waited already
         self._unix_sockets: list[UnixSocket] = []
+        self._tls_context = CurrentContext(ssl.PROTOCOL_TLS_SERVER)
         self._out_of_files_said = -math.inf  # loop time
         self._publishing = 0  # publishes let in and not answered yet
         self._requests = 0  # so far, without private publishes, which must not show to everybody
         self._batches: set[asyncio.Task[Accepted]] = set()
         self._held_refusals = 0
+        self._reload_asked = asyncio.Event()
         self._stop = asyncio.Event()
         self._no_publishing = asyncio.Event()  # set when, after _stop, the last publish is answered
         self._no_subscribers = asyncio.Event()  # set when, after _stop, the last subscriber has left
@@ -176,6 +178,7 @@ class Server:
                     tasks.create_task(self._store.run(), name="store"),
                     tasks.create_task(self._ping(), name="ping"),
                     tasks.create_task(self._drop_stalled(), name="drop stalled readers"),
+                    tasks.create_task(self._reload_when_asked(), name="reload"),
                 ]
                 await self._stop.wait()
                 await self._drain()
@@ -221,20 +224,43 @@ class Server:
         log.info("%s: stopping, with %d subscribers", number.name, len(self._fanout))
         self._stop.set()
 
-    @staticmethod
-    def _on_reload_signal(number: signal.Signals) -> None:
-        log.info("%s: there is nothing to reload in this version", number.name)
+    def _on_reload_signal(self, number: signal.Signals) -> None:
+        log.info("%s: reloading what can be reloaded", number.name)
+        self._reload_asked.set()
+
+    async def _reload_when_asked(self) -> None:
+        """Reload once for all the signals that came meanwhile."""
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            try:
+                await self._reload()
+            except Exception:  # no reason to end the streams
+                log.exception("error in a reload: what was not reloaded stays as it was")
+
+    async def _reload(self) -> None:
+        """Read again what may change while the server runs. What cannot be used is logged, and not taken."""
+        if (tls := self.config.server.tls) is None:
+            log.info("there is nothing to reload: server.tls is not configured")
+            return
+        try:
+            self._tls_context.current = await asyncio.to_thread(tls_context, tls)
+        except StartError as error:
+            log.error("server.tls is not reloaded, the old certificates stay: %s", error)  # noqa: TRY400
+        else:
+            log.info("reloaded the certificates of server.tls, for new connections")
 
     async def _listen(self) -> None:
         server = self.config.server
-        context = tls_context(server.tls) if server.tls else None
+        if server.tls:
+            self._tls_context.current = tls_context(server.tls)
         for bind in server.bind:
             if bind.startswith("unix:"):
                 self._unix_sockets.append(await self._listen_unix(Path(bind.removeprefix("unix:"))))
                 continue
             await self._listen_tcp(bind, server.port, None)
             if server.tls:
-                await self._listen_tcp(bind, server.tls.port, context)
+                await self._listen_tcp(bind, server.tls.port, self._tls_context)
 
     async def _listen_tcp(self, bind: str, port: int, context: ssl.SSLContext | None) -> None:
         site = web.TCPSite(self._runner, bind, port, ssl_context=context, backlog=ACCEPT_BACKLOG)

@@ -1,9 +1,12 @@
 """The second port: the same streams and the same publishing, over TLS."""
 
 import asyncio
+import contextlib
 import datetime
 import json
+import os
 import re
+import signal
 import ssl
 import warnings
 from collections.abc import Callable
@@ -20,6 +23,7 @@ from core.errors import StartError
 from core.settings import TlsConfig
 from core.tls import tls_context
 from daemon import Daemon
+from wire import TIMEOUT
 
 StartDaemon = Callable[..., Daemon]
 
@@ -196,6 +200,138 @@ async def test_an_unusable_file_stops_the_start(start_daemon: StartDaemon, files
     tls = {"port": 0, "cert": str(files / "crt"), "key": str(files / "encrypted key")}
     with pytest.raises(AssertionError, match="is encrypted: expected a key without a passphrase"):
         start_daemon({"server": {"tls": tls}})
+
+
+def new_pair(directory: Path) -> ssl.SSLContext:
+    """Put another certificate and its key in the place of crt and key; a context that trusts it alone."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.cert_chain_pems[0].write_to_path(directory / "crt")
+    certificate.private_key_pem.write_to_path(directory / "key")
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
+async def test_a_signal_reloads_the_certificate_and_streams_go_on(
+    start_daemon: StartDaemon, tmp_path: Path, number: signal.Signals
+) -> None:
+    """New connections see the new one; one that was there before goes on with the old one."""
+    server, port, old = tls_daemon(start_daemon, tmp_path)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=old)
+    writer.write(b"GET /a HTTP/1.0\r\n\r\n")
+    async with asyncio.timeout(TIMEOUT):
+        await reader.readuntil(b"stillalive")
+    new = new_pair(tmp_path)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await certificates_sent(port, new)
+    server.signal(number)
+    await server.until_logged("INFO .*reloaded the certificates of server.tls")
+    assert await certificates_sent(port, new)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await certificates_sent(port, old)
+    assert (await server.put("/a", {"n": 1})).status == 202
+    async with asyncio.timeout(TIMEOUT):
+        assert b'{"n": 1,' in await reader.readuntil(b"pubsub_cursor")
+    writer.close()
+
+
+# file -> what it holds then (None: it is gone), and what is said of it
+WRONG_AT_RELOAD = {
+    "key": ("another", "server.tls.key: .*/key: is not the key of the first certificate"),
+    "crt": ("no certificate", "server.tls.cert: .*/crt: expected certificates"),
+    "chain": (None, "server.tls.chain: .*/chain: No such file"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_AT_RELOAD)
+async def test_what_cannot_be_used_is_not_reloaded(
+    start_daemon: StartDaemon, tmp_path: Path, name: str
+) -> None:
+    """The log says why, as an error, and the old certificate stays; once mended, it is taken."""
+    server, port, context = tls_daemon(start_daemon, tmp_path)
+    content, reason = WRONG_AT_RELOAD[name]
+    good = (tmp_path / name).read_text()
+    if content is None:
+        (tmp_path / name).unlink()
+    elif content == "another":
+        trustme.CA().issue_cert("127.0.0.1").private_key_pem.write_to_path(tmp_path / name)
+    else:
+        (tmp_path / name).write_text(content)
+    server.signal(signal.SIGHUP)
+    await server.until_logged(f"ERROR .*server.tls is not reloaded, the old certificates stay: {reason}")
+    assert await certificates_sent(port, context)
+    (tmp_path / name).write_text(good)
+    server.signal(signal.SIGHUP)
+    await server.until_logged("reloaded the certificates")
+    assert await certificates_sent(port, context)
+
+
+async def fifo_read(path: Path) -> int:
+    """Wait until a process has opened a named pipe to read from it; the end to write to."""
+    async with asyncio.timeout(TIMEOUT):
+        while True:
+            with contextlib.suppress(OSError):  # nobody reads
+                return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+            await asyncio.sleep(0)
+
+
+def give(pipe: int, content: bytes) -> None:
+    """Let whoever reads a named pipe have this for the file's content."""
+    os.write(pipe, content)
+    os.close(pipe)
+
+
+async def test_a_signal_during_a_reload_leads_to_another_one(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """Afterwards, and once for all of them. A slow disk, here a named pipe, holds up nobody meanwhile."""
+    server, port, context = tls_daemon(start_daemon, tmp_path)
+    path = tmp_path / "crt"
+    content = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    server.signal(signal.SIGHUP)
+    pipe = await fifo_read(path)
+    for _ in range(3):
+        server.signal(signal.SIGUSR2)
+        await server.until_logged("SIGUSR2")
+    assert (await server.put("/a", {})).status == 202
+    assert await certificates_sent(port, context)
+    give(pipe, b"no certificate")
+    await server.until_logged("not reloaded")
+    pipe = await fifo_read(path)
+    path.unlink()
+    path.write_bytes(content)
+    give(pipe, content)
+    await server.until_logged("reloaded the certificates")
+    assert server.stop() == 0
+    assert sum("server.tls" in line for line in server.log) == 2
+
+
+async def test_a_signal_during_the_start_is_not_the_end(tmp_path: Path) -> None:
+    """The reload follows as soon as it serves."""
+    context, path = new_pair(tmp_path), tmp_path / "crt"
+    content = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    server = Daemon(
+        tmp_path, {"server": {"tls": {"port": 0, "cert": str(path), "key": str(tmp_path / "key")}}}
+    )
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(asyncio.to_thread(server.start))
+        pipe = await fifo_read(path)
+        server.signal(signal.SIGHUP)
+        path.unlink()
+        path.write_bytes(content)
+        give(pipe, content)
+    try:
+        port = int((await server.until_logged("serves https://")).rpartition(":")[2])
+        await server.until_logged("reloaded the certificates")
+        assert await certificates_sent(port, context)
+    finally:
+        server.stop()
 
 
 async def test_old_versions_of_tls_are_refused(start_daemon: StartDaemon, tmp_path: Path) -> None:
