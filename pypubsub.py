@@ -29,7 +29,7 @@ from aiohttp.http import HttpVersion11
 from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 
 from core import __version__
-from core.access import UNIX, Networks, from_another_site, plain_address, publisher_address
+from core.access import UNIX, CertificateNames, Networks, from_another_site, plain_address, publisher_address
 from core.body import inflate, too_large
 from core.cursor import Mark, Stamps
 from core.errors import RETRY_AFTER, ConfigError, Refused, StartError
@@ -143,6 +143,7 @@ class Server:
         )
         self._stamping = asyncio.Lock()  # held while the stamps of a long batch are given, over several turns
         self._publishers = Networks(config.clients.payloaders)
+        self._certified = CertificateNames(config.certified_publishers)
         self._trusted_proxies = Networks(config.server.trusted_proxies)
         self._secure_topics = frozenset(config.clients.secure_topics)
         self._answers: Answers[asyncio.Future[Accepted]] = Answers(config.server.idempotency_window)
@@ -464,16 +465,18 @@ class Server:
             if "Authorization" not in headers:
                 raise Refused(401, f"credentials are needed to publish on {topics}", headers=AUTHENTICATE)
             raise Refused(403, f"these credentials give no right to publish on {topics}")
+        peer = connection_of(request).peer
         address = publisher_address(
-            connection_of(request).peer,
+            peer,
             self._trusted_proxies,
             headers.getall("X-Forwarded-For", ()),
             headers.getall("Forwarded", ()),
         )
-        if address is None or not self._publishers.hold(address):
-            raise Refused(
-                403, f"{address or 'an unknown address'} may not publish here (see clients.payloaders)"
-            )
+        # the certificate is the peer's: a proxy's says nothing of those for whom it speaks
+        certified = address == peer and self._certified.hold(request.get_extra_info("peercert"))
+        if address is None or not (certified or self._publishers.hold(address)):
+            keys = "clients.payloaders" + (", payloader_certs" if self.config.certified_publishers else "")
+            raise Refused(403, f"{address or 'an unknown address'} may not publish here (see {keys})")
         return address
 
     async def _read_body(self, request: web.BaseRequest) -> bytes:
@@ -751,7 +754,8 @@ def check(config: Config, warnings: Sequence[str]) -> int:
         print(f"serves {url(bind, server.port, tls=False)}")
         if server.tls:
             print(f"serves {url(bind, server.tls.port, tls=True)}")
-    print(f"publishers: {', '.join(map(str, config.clients.payloaders)) or 'nobody'}")
+    certificates = [f"certificate {name}" for name in config.certified_publishers]
+    print(f"publishers: {', '.join([*map(str, config.clients.payloaders), *certificates]) or 'nobody'}")
     print(f"backlog: {shown_backlog(server.backlog)}")
     if config.clients.secure_topics:
         print(f"secure topics: {', '.join(config.clients.secure_topics)}")

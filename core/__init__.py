@@ -2,7 +2,7 @@
 
 An event runs through these modules in this order:
 
-    access      who is asking: networks, trusted proxies, cross-site requests
+    access      who is asking: networks, certificates, trusted proxies, cross-site requests
     topics      a URL path -> the topics of a publish, or a Subscription
     body        a body, inflated within its limit
     event       a payload -> an Event, with its bytes for each wire form
@@ -21,7 +21,7 @@ Beside that road:
     idempotency  the answers remembered for publishers who ask twice
     settings     the sections `server` and `clients` of pypubsub.yaml
     unix_socket  sockets in the file system
-    tls          the server's certificate
+    tls          the server's certificate, and whom it believes those of clients
     config       reading a YAML file into such sections, with errors that teach
     errors       what can be refused, and what stops the start
 """

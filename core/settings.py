@@ -51,6 +51,14 @@ def _check_topic(value: str) -> str:
     return value
 
 
+def _check_certificate_name(value: str) -> str:
+    if not value or not value.isprintable() or value != value.strip():
+        raise ValueError(
+            "a name in a client's certificate: a common name, a DNS name, an e-mail address or a URI"
+        )
+    return value
+
+
 def _check_file_path(value: str) -> str:
     if not value or value.endswith("/") or "\0" in value:
         raise ValueError("the path of a file")
@@ -61,6 +69,7 @@ Port = Annotated[int, BeforeValidator(_parse_port)]
 Bind = Annotated[StrictStr, AfterValidator(_check_bind)]
 Origin = Annotated[StrictStr, AfterValidator(_check_origin)]
 Topic = Annotated[StrictStr, AfterValidator(_check_topic)]
+CertificateName = Annotated[StrictStr, AfterValidator(_check_certificate_name)]
 FilePath = Annotated[StrictStr, AfterValidator(_check_file_path)]
 UserAgentPart = Annotated[StrictStr, Field(min_length=1)]
 
@@ -72,6 +81,9 @@ class TlsConfig(Section):
     cert: FilePath  # PEM file
     key: FilePath  # PEM file
     chain: FilePath | None = None  # PEM file of intermediate certificates, sent after those in cert
+    client_ca: FilePath | None = (
+        None  # PEM file: whose certificates clients may show; None: they are not asked
+    )
 
 
 class BacklogConfig(Section):
@@ -108,6 +120,7 @@ class ClientsConfig(Section):
     """clients: who may publish, and who reads in an old form."""
 
     payloaders: tuple[Network, ...] = ()
+    payloader_certs: tuple[CertificateName, ...] = ()
     oldschoolers: tuple[UserAgentPart, ...] = ()
     secure_topics: tuple[Topic, ...] = ()
 
@@ -117,6 +130,12 @@ class Config(Section):
 
     server: ServerConfig = ServerConfig()
     clients: ClientsConfig = ClientsConfig()
+
+    @property
+    def certified_publishers(self) -> tuple[str, ...]:
+        """The names of certificates that may publish: none if no certificate is asked for."""
+        asked_for = self.server.tls and self.server.tls.client_ca
+        return self.clients.payloader_certs if asked_for else ()
 
     def warnings(self) -> list[str]:
         """What an operator should know about settings that are valid, one line each."""
@@ -136,7 +155,9 @@ class Config(Section):
             found.append("server.backlog.storage: has no effect while server.backlog.size is 0")
         if backlog.memory != BacklogConfig().memory and not backlog.storage:
             found.append("server.backlog.memory: has no effect without server.backlog.storage")
-        if not self.clients.payloaders:
+        if self.clients.payloader_certs and not self.certified_publishers:
+            found.append("clients.payloader_certs: has no effect without server.tls.client_ca")
+        if not self.clients.payloaders and not self.certified_publishers:
             found.append("clients.payloaders: is empty, so nobody may publish")
         return found
 

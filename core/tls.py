@@ -1,4 +1,4 @@
-"""TLS: the certificate that the server shows.
+"""TLS: the certificate that the server shows, and whom it believes the certificates of clients.
 
 The files are read when a context is made, and not looked at again: a reload makes another context, or fails
 and leaves the one that is there.
@@ -34,6 +34,12 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
     """A server's TLS context, TLS 1.2 and newer, from what the files hold now. Raises StartError."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if tls.client_ca:
+        # whatever is in the file is trusted, root or not; without this it depends on Python's version
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        for trusted in _certificates("server.tls.client_ca", tls.client_ca):
+            context.load_verify_locations(cadata=trusted)
+        context.verify_mode = ssl.CERT_OPTIONAL
     sent = _certificates("server.tls.cert", tls.cert)
     if not tls.chain:
         _load_pair(context, tls.cert, tls)

@@ -163,7 +163,7 @@ servers: 1
         'clients.payloaders[1]: expected a network such as 10.0.0.0/8, an address, or "unix", '
         "got '10.0.0.0/99'",
         "clients.secure_topics[0]: expected text (in quotes if it looks like a number), got 2024",
-        "clients.colour: unknown key; known here: oldschoolers, payloaders, secure_topics",
+        "clients.colour: unknown key; known here: oldschoolers, payloader_certs, payloaders, secure_topics",
         "servers: unknown key, did you mean server?",
     ]
     for line in expected:
