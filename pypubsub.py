@@ -31,7 +31,7 @@ from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
 from core import __version__
-from core.access import UNIX, Networks, from_another_site, plain_address, publisher_address
+from core.access import UNIX, CertificateNames, Networks, from_another_site, plain_address, publisher_address
 from core.authentication import Authentication
 from core.body import inflate, too_large
 from core.connections import Connections, Place, most_connections
@@ -48,7 +48,7 @@ from core.replay import replay_request
 from core.settings import BacklogConfig, Config, load
 from core.store import PORTION, Accepted
 from core.subscriber import Subscriber
-from core.tls import tls_context
+from core.tls import CurrentContext, tls_context
 from core.topics import PublishPath, parse_publish_path, parse_subscription
 from core.unix_socket import UnixSocket, answers
 from plugins import SECTIONS_WITHOUT_EFFECT, check_directory, providers_for, store_for
@@ -242,6 +242,7 @@ class Server:
             self._providers, anonymous=config.clients.wrong_credentials == "anonymous"
         )
         self._publishers = Networks(config.clients.payloaders)
+        self._certified = CertificateNames(config.certified_publishers)
         self._trusted_proxies = Networks(config.server.trusted_proxies)
         self._secure_topics = frozenset(config.clients.secure_topics)
         self._answers: Answers[asyncio.Future[Accepted]] = Answers(config.server.idempotency_window)
@@ -249,6 +250,7 @@ class Server:
         self._http = HttpServer(self)
         self._runner = web.ServerRunner(self._http, shutdown_timeout=0.1)  # _drain() has waited already
         self._unix_sockets: list[UnixSocket] = []
+        self._tls_context = CurrentContext(ssl.PROTOCOL_TLS_SERVER)
         self._out_of_files_said = -math.inf  # loop time
         self._publishing = 0  # publishes let in and not answered yet
         self._requests = 0  # so far, without private publishes, which must not show to everybody
@@ -278,7 +280,7 @@ class Server:
                     tasks.create_task(self._store.run(), name="store"),
                     tasks.create_task(self._ping(), name="ping"),
                     tasks.create_task(self._drop_stalled(), name="drop stalled readers"),
-                    tasks.create_task(self._reload(), name="reload"),
+                    tasks.create_task(self._reload_when_asked(), name="reload"),
                     *(tasks.create_task(provider.run(), name=provider.name) for provider in self._providers),
                 ]
                 await self._stop.wait()
@@ -334,16 +336,40 @@ class Server:
         log.info("%s: reloading", number.name)
         self._reload_asked.set()
 
+    async def _reload_when_asked(self) -> None:
+        """Reload once for all the signals that came meanwhile."""
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            try:
+                await self._reload()
+            except Exception:  # no reason to end the streams
+                log.exception("error in a reload: what was not reloaded stays as it was")
+
+    async def _reload(self) -> None:
+        """Read again what may change while the server runs. What cannot be used is logged, and not taken."""
+        for provider in self._providers:
+            await provider.reload()
+        if (tls := self.config.server.tls) is None:
+            return
+        try:
+            self._tls_context.current = await asyncio.to_thread(tls_context, tls)
+        except StartError as error:
+            log.error("server.tls is not reloaded, the old certificates stay: %s", error)  # noqa: TRY400
+        else:
+            log.info("reloaded the certificates of server.tls, for new connections")
+
     async def _listen(self) -> None:
         server = self.config.server
-        context = tls_context(server.tls) if server.tls else None
+        if server.tls:
+            self._tls_context.current = tls_context(server.tls)
         for bind in server.bind:
             if bind.startswith("unix:"):
                 self._unix_sockets.append(await self._listen_unix(Path(bind.removeprefix("unix:"))))
                 continue
             await self._listen_tcp(bind, server.port, None)
             if server.tls:
-                await self._listen_tcp(bind, server.tls.port, context)
+                await self._listen_tcp(bind, server.tls.port, self._tls_context)
 
     async def _listen_tcp(self, bind: str, port: int, context: ssl.SSLContext | None) -> None:
         site = TcpSite(self._runner, bind, port, ssl_context=context, backlog=ACCEPT_BACKLOG)
@@ -383,13 +409,6 @@ class Server:
         while True:
             await asyncio.sleep(self.config.server.ping_interval)
             self._fanout.ping(ping_line())
-
-    async def _reload(self) -> None:
-        while True:
-            await self._reload_asked.wait()
-            self._reload_asked.clear()
-            for provider in self._providers:
-                await provider.reload()
 
     # The rights of open streams (core.login.OpenStreams)
 
@@ -590,10 +609,12 @@ class Server:
             if "Authorization" not in headers:
                 raise Refused(401, f"credentials are needed to publish on {topics}", headers=AUTHENTICATE)
             raise Refused(403, f"these credentials give no right to publish on {topics}")
-        if address is None or not self._publishers.hold(address):
-            raise Refused(
-                403, f"{address or 'an unknown address'} may not publish here (see clients.payloaders)"
-            )
+        # the certificate is the peer's: a proxy's says nothing of those for whom it speaks
+        from_peer = address == connection_of(request).peer
+        certified = from_peer and self._certified.hold(request.get_extra_info("peercert"))
+        if address is None or not (certified or self._publishers.hold(address)):
+            keys = "clients.payloaders" + (", payloader_certs" if self.config.certified_publishers else "")
+            raise Refused(403, f"{address or 'an unknown address'} may not publish here (see {keys})")
         return login.name if login else address
 
     def _address(self, request: web.BaseRequest) -> str | None:
@@ -939,7 +960,8 @@ def check(config: Config, users: Users | None, warnings: Sequence[str]) -> int:
         print(f"serves {url(bind, server.port, tls=False)}")
         if server.tls:
             print(f"serves {url(bind, server.tls.port, tls=True)}")
-    print(f"publishers: {', '.join(map(str, clients.payloaders)) or 'nobody'}")
+    certificates = [f"certificate {name}" for name in config.certified_publishers]
+    print(f"publishers: {', '.join([*map(str, clients.payloaders), *certificates]) or 'nobody'}")
     print(f"backlog: {shown_backlog(server.backlog)}")
     print(f"users: {len(users.by_name) if users else 'none'} in the ACL file")
     if clients.ldap:

@@ -2,7 +2,7 @@
 
 An event runs through these modules in this order:
 
-    access          who is asking: networks, trusted proxies, cross-site requests
+    access          who is asking: networks, certificates, trusted proxies, cross-site requests
     authentication  who they are: from the header Authorization to a login
     topics          a URL path -> the topics of a publish, or a Subscription
     body            a body, inflated within its limit
@@ -29,7 +29,7 @@ Beside that road:
     expiring        a table that forgets
     settings        the sections `server` and `clients` of pypubsub.yaml
     unix_socket     sockets in the file system
-    tls             the server's certificate
+    tls             the server's certificate, and whom it believes those of clients
     config          reading a YAML file into such sections, with errors that teach
     errors          what can be refused, and what stops the start
 """

@@ -1,8 +1,8 @@
-"""Who is asking: networks that may publish, the address behind trusted proxies, requests from other sites."""
+"""Who is asking: networks and certificates that may publish, addresses behind trusted proxies, sites."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork, IPSet
@@ -52,6 +52,32 @@ class Networks:
         if address == UNIX:
             return self._unix
         return IPAddress(address) in self._set
+
+
+class CertificateNames:
+    """A set of names, asked by certificate: the common names in its subject, and its alternative names."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = frozenset(names)
+        self._dns_names = frozenset(name.lower() for name in self._names if name.isascii())
+
+    def hold(self, certificate: Mapping[str, Any] | None) -> bool:
+        """Whether a certificate bears one of the names. It must have been verified.
+
+        certificate: as SSLSocket.getpeercert() gives it; None and {}: there is none.
+        Names are compared as a whole and exactly, but for the case of DNS names (RFC 4343: of ASCII letters).
+        """
+        if not certificate:
+            return False
+        for part in certificate.get("subject", ()):
+            if any(kind == "commonName" and name in self._names for kind, name in part):
+                return True
+        for kind, name in certificate.get("subjectAltName", ()):
+            if kind == "DNS" and name.isascii() and name.lower() in self._dns_names:
+                return True
+            if kind in ("email", "URI") and name in self._names:
+                return True
+        return False
 
 
 def plain_address(text: str) -> str | None:

@@ -45,6 +45,14 @@ def _check_origin(value: str) -> str:
     return value
 
 
+def _check_certificate_name(value: str) -> str:
+    if not value or not value.isprintable() or value != value.strip():
+        raise ValueError(
+            "a name in a client's certificate: a common name, a DNS name, an e-mail address or a URI"
+        )
+    return value
+
+
 def _check_file_path(value: str) -> str:
     if not value or value.endswith("/") or "\0" in value:
         raise ValueError("the path of a file")
@@ -74,6 +82,7 @@ def _check_pattern(value: object) -> str:
 Port = Annotated[int, BeforeValidator(_parse_port)]
 Bind = Annotated[StrictStr, AfterValidator(_check_bind)]
 Origin = Annotated[StrictStr, AfterValidator(_check_origin)]
+CertificateName = Annotated[StrictStr, AfterValidator(_check_certificate_name)]
 FilePath = Annotated[StrictStr, AfterValidator(_check_file_path)]
 LdapUri = Annotated[StrictStr, AfterValidator(_check_ldap_uri)]
 UserDn = Annotated[StrictStr, AfterValidator(_check_user_dn)]
@@ -85,9 +94,12 @@ class TlsConfig(Section):
     """server.tls: a second port, with TLS, on the same addresses."""
 
     port: Port = 2070
-    cert: StrictStr  # PEM file
-    key: StrictStr  # PEM file
-    chain: StrictStr | None = None  # PEM file of intermediate certificates, sent after the certificate
+    cert: FilePath  # PEM file
+    key: FilePath  # PEM file
+    chain: FilePath | None = None  # PEM file of intermediate certificates, sent after those in cert
+    client_ca: FilePath | None = (
+        None  # PEM file: whose certificates clients may show; None: they are not asked
+    )
 
 
 class BacklogConfig(Section):
@@ -156,6 +168,7 @@ class ClientsConfig(Section):
     """clients: who may publish, and who reads in an old form."""
 
     payloaders: tuple[Network, ...] = ()
+    payloader_certs: tuple[CertificateName, ...] = ()
     oldschoolers: tuple[UserAgentPart, ...] = ()
     secure_topics: tuple[Topic, ...] = ()
     ldap: LdapConfig | None = None
@@ -167,6 +180,12 @@ class Config(Section):
 
     server: ServerConfig = ServerConfig()
     clients: ClientsConfig = ClientsConfig()
+
+    @property
+    def certified_publishers(self) -> tuple[str, ...]:
+        """The names of certificates that may publish: none if no certificate is asked for."""
+        asked_for = self.server.tls and self.server.tls.client_ca
+        return self.clients.payloader_certs if asked_for else ()
 
     def warnings(self) -> list[str]:
         """What an operator should know about settings that are valid, one line each."""
@@ -188,7 +207,9 @@ class Config(Section):
             found.append("server.backlog.memory: has no effect without server.backlog.storage")
         if self.clients.ldap:
             found += self.clients.ldap.warnings()
-        if not self.clients.payloaders:
+        if self.clients.payloader_certs and not self.certified_publishers:
+            found.append("clients.payloader_certs: has no effect without server.tls.client_ca")
+        if not (self.clients.payloaders or self.certified_publishers or self.clients.secure_topics):
             found.append("clients.payloaders: is empty, so nobody may publish")
         return found
 

@@ -163,8 +163,8 @@ servers: 1
         'clients.payloaders[1]: expected a network such as 10.0.0.0/8, an address, or "unix", '
         "got '10.0.0.0/99'",
         "clients.secure_topics[0]: expected text (in quotes if it looks like a number), got 2024",
-        "clients.colour: unknown key; known here: ldap, oldschoolers, payloaders, secure_topics, "
-        "wrong_credentials",
+        "clients.colour: unknown key; known here: ldap, oldschoolers, payloader_certs, payloaders, "
+        "secure_topics, wrong_credentials",
         "servers: unknown key, did you mean server?",
     ]
     for line in expected:
@@ -261,7 +261,7 @@ def test_a_certificate_that_is_not_there_stops_the_start(tmp_path: Path) -> None
     for arguments in ([], ["--check"]):
         ended = run(tmp_path, *arguments, config=config)
         assert ended.returncode == 1
-        assert "server.tls: No such file or directory" in ended.stderr
+        assert "server.tls.cert: no.crt: No such file or directory" in ended.stderr
         assert "Traceback" not in ended.stderr
 
 
@@ -278,7 +278,7 @@ def test_problems_of_both_files_are_reported_together(tmp_path: Path) -> None:
     ended = run(tmp_path, "--check", config="server: {tls: {cert: no.crt, key: no.key}}")
     assert ended.returncode == 1
     assert "serves https://0.0.0.0:2070" in ended.stdout
-    assert "server.tls: No such file" in ended.stderr
+    assert "server.tls.cert: no.crt: No such file" in ended.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
