@@ -3,13 +3,12 @@
 
 A publish runs down _publish(): who asks, what they send, stamp it, hand it to the fan-out. A subscription
 runs down _subscribe(): what is asked for, the stream's head, then the subscriber serves itself until it is
-gone. What needs no aiohttp lives in core/.
+gone. What both need, and what plugins have to name, lives in core/.
 """
 
 import argparse
 import asyncio
 import errno
-import functools
 import getpass
 import json
 import logging
@@ -20,28 +19,37 @@ import ssl
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http import HttpVersion11
-from aiohttp.http_exceptions import InvalidURLError, LineTooLong
-from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
 from core import __version__
-from core.access import UNIX, CertificateNames, Networks, from_another_site, plain_address, publisher_address
+from core.access import UNIX, CertificateNames, Networks, from_another_site, publisher_address
 from core.authentication import Authentication
 from core.body import inflate, too_large
-from core.connections import Connections, Place, most_connections
-from core.cursor import Mark, Stamps
+from core.cursor import Mark
 from core.errors import RETRY_AFTER, ConfigError, Refused, StartError
-from core.event import Event, parse_ndjson, parse_payload
+from core.event import parse_ndjson, parse_payload
 from core.fanout import Fanout
 from core.following import Follower, Surroundings
 from core.framing import wire_form
-from core.idempotency import Answers, Ask, ask_again
+from core.http import (
+    MAX_HEAD,
+    HttpServer,
+    TcpSite,
+    connection_of,
+    continue_if_expected,
+    head_too_large,
+    receive,
+    shown_path,
+    size_of_fields,
+    start_site,
+    url,
+)
+from core.idempotency import ask_again
+from core.intake import Intake
 from core.login import AUTHENTICATE, Login, NoStreams, WrongCredentials, problem_with_password
 from core.refusals import Refusals
 from core.replay import replay_request
@@ -57,20 +65,10 @@ from plugins.acl_passwords import hash_password
 
 log = logging.getLogger("pypubsub")
 
-NO_HEAD = b"\0\r\n\r\n"  # ends a request's head wherever that is, as one that cannot be parsed
-HEAD_TOO_LARGE = "head_too_large"  # a reason to count by
 NDJSON_TYPE = "application/x-ndjson"
 STREAM_TYPE = "application/vnd.pypubsub-stream"
 ALLOWED_METHODS = "GET, HEAD, OPTIONS, POST, PUT"
-IDLE_TIMEOUT = 75.0  # seconds a connection may be idle between two requests
-SURPLUS_TIMEOUT = 2.0  # seconds that a surplus connection has for its request's head
-MAX_TARGET = 8190  # bytes of a request's target: its path and query
-MAX_FIELD = 8192  # bytes of a header field; not MAX_TARGET, by which malformed() tells the two apart
-MAX_FIELDS = 128  # header fields
-MAX_HEAD = 64 * 1024  # bytes of all header fields together, which stay in memory as long as a stream does
-BODY_TIMEOUT = 60.0  # seconds a request's body may take
 MOST_GROWTH = 100  # times max_payload_size that a batch's lines may have, which all hold its path
-LINGER = 3.0  # seconds that a refused body is read on for, so that the answer is not lost to a reset
 MAX_HELD_REFUSALS = 1000
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 ACCEPT_BACKLOG = 1024  # connections waiting to be accepted: after a restart everybody comes back at once
@@ -80,151 +78,6 @@ CORS_REQUEST_HEADERS = (
 CORS_ANSWER_HEADERS = "Idempotency-Replayed, Retry-After, X-Cursor, X-Replay, X-Requests, X-Subscribers"
 
 
-class Connection(web.RequestHandler):
-    """A connection of aiohttp's that is counted, knows its peer, and deals with malformed heads our way."""
-
-    __slots__ = ("given_up", "head_size", "head_timer", "http", "peer", "place")
-
-    def __init__(self, http: "HttpServer", **settings: Any) -> None:
-        super().__init__(http, **settings)
-        self.http = http
-        self.place: Place = "admitted"  # or which limit it is beyond
-        self.peer: str | None = None  # an address, "unix", or None if the client left before it could be seen
-        self.head_timer: asyncio.TimerHandle | None = None  # while a request's head is to come
-        self.head_size = 0  # bytes of an incomplete head that have come
-        self.given_up: Refused | None = None  # why a head was not waited for
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client has connected."""
-        peername = transport.get_extra_info("peername")
-        if isinstance(peername, tuple):
-            self.peer = plain_address(peername[0])
-        elif peername is not None:
-            self.peer = UNIX
-        self.place = self.http.limits.enter(self.peer)
-        super().connection_made(transport)
-        if self.place == "closed" and self.transport is not None:
-            if refused := self.http.limits.refusal(self.place):
-                self.http.server.note_refusal(refused, "a connection, without an answer,", self.peer)
-            self.transport.abort()
-        else:
-            self._expect_head()
-
-    def data_received(self, data: bytes) -> None:
-        """Something has come: heads of requests, a part of one, a part of a body."""
-        count = self._request_count
-        super().data_received(data)
-        if self._request_count != count:
-            self._expect_no_head()
-        elif self._waiter is not None and not self._waiter.done():
-            # no request is being answered, so it is a part of the next one's head
-            if self.head_timer is None:
-                self._expect_head()
-            self.head_size += len(data)
-            if self.head_size > 2 * MAX_HEAD:  # with the target, and what is between the fields
-                self._give_up(head_too_large())
-
-    def _expect_head(self) -> None:
-        self.keep_alive(False)  # until the next answer: aiohttp would close an idle connection without a word
-        timeout = self.http.server.config.server.head_timeout
-        if self.place != "admitted":
-            timeout = min(timeout, SURPLUS_TIMEOUT)
-        self.head_timer = self._loop.call_later(timeout, self._head_is_late, timeout)
-
-    def _expect_no_head(self) -> None:
-        if self.head_timer:
-            self.head_timer.cancel()
-            self.head_timer = None
-            self.head_size = 0
-
-    def _head_is_late(self, timeout: float) -> None:
-        late = f"the request's head did not come within {timeout:g} seconds"
-        self._give_up(
-            self.http.limits.refusal(self.place) or Refused(408, late, close=True, reason="head_timeout")
-        )
-
-    def _give_up(self, refused: Refused) -> None:
-        self.given_up = refused
-        self.data_received(NO_HEAD)  # which handle_error() answers
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """The connection is gone."""
-        self._expect_no_head()
-        self.http.limits.leave(self.peer, self.place)
-        super().connection_lost(exc)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer what aiohttp could not parse, which never gets as far as the handler."""
-        refused = self.given_up or malformed(status, exc, message or "")
-        return self.http.server.refuse_malformed(request, refused)
-
-
-class AccessLog(AbstractAccessLogger):
-    """A line for each request, without its query and headers, where credentials may be."""
-
-    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        """Log a request. time: the seconds it took."""
-        peer, path = connection_of(request).peer, shown_path(request)
-        line = "%s %s %s %d %d bytes %.6f s"
-        self.logger.info(line, peer, request.method, path, response.status, response.body_length, time)
-
-
-class HttpServer(web.Server):
-    """aiohttp's low-level server (every path is a topic: there is nothing to route), with our Connection."""
-
-    def __init__(self, server: "Server") -> None:
-        super().__init__(server.handle, handler_cancellation=True)  # so a disconnect is noticed at once
-        self.server = server
-        settings = server.config.server
-        self.limits = Connections(
-            most_connections(settings.max_connections),
-            settings.max_connections_per_address,
-            Networks(settings.trusted_proxies),
-        )
-
-    def __call__(self) -> Connection:
-        """A new connection (asyncio's protocol factory)."""
-        return Connection(
-            self,
-            loop=self._loop,
-            keepalive_timeout=IDLE_TIMEOUT,
-            lingering_time=LINGER,
-            max_line_size=MAX_TARGET,
-            max_field_size=MAX_FIELD,
-            max_headers=MAX_FIELDS,
-            auto_decompress=False,  # inflate() does it, and knows the limit
-            logger=logging.getLogger("pypubsub.http"),
-            access_log=logging.getLogger("pypubsub.access") if self.server.config.server.access_log else None,
-            access_log_class=AccessLog,
-        )
-
-
-class TcpSite(web.TCPSite):
-    """aiohttp's, with a bound on TLS handshakes: asyncio's of 60 seconds is for links that are very slow."""
-
-    handshake_timeout: float | None = None  # seconds; None where there is no TLS
-
-    async def start(self) -> None:
-        """Listen. Raises OSError, and ValueError for a name that is none."""
-        await web.BaseSite.start(self)
-        assert self._runner.server is not None  # noqa: S101 (it is set up before it gets a site)
-        self._server = await asyncio.get_running_loop().create_server(
-            self._runner.server,
-            self._host,
-            self._port,
-            ssl=self._ssl_context,
-            backlog=self._backlog,
-            ssl_handshake_timeout=self.handshake_timeout,
-        )
-        self._bound_port = self._server.sockets[0].getsockname()[1]
-
-
 class Server:
     """The daemon: an HTTP server, and the subscribers it serves."""
 
@@ -232,11 +85,10 @@ class Server:
         self.config = config
         self._fanout = Fanout(backlog=bool(config.server.backlog.size))
         self._store = store_for(config.server, self._fanout.deliver)
-        self._stamps = Stamps()
+        self._intake = Intake(self._store, config.server.idempotency_window)
         self._surroundings = Surroundings(
             self._fanout, self._store, asyncio.Lock(), ping_line, config.server.ping_interval
         )
-        self._stamping = asyncio.Lock()  # held while the stamps of a long batch are given, over several turns
         self._providers = providers_for(config.clients, acl_path, users, self)
         self._authentication = Authentication(
             self._providers, anonymous=config.clients.wrong_credentials == "anonymous"
@@ -245,16 +97,14 @@ class Server:
         self._certified = CertificateNames(config.certified_publishers)
         self._trusted_proxies = Networks(config.server.trusted_proxies)
         self._secure_topics = frozenset(config.clients.secure_topics)
-        self._answers: Answers[asyncio.Future[Accepted]] = Answers(config.server.idempotency_window)
         self._refusals = Refusals()
-        self._http = HttpServer(self)
+        self._http = HttpServer(self, config.server)
         self._runner = web.ServerRunner(self._http, shutdown_timeout=0.1)  # _drain() has waited already
         self._unix_sockets: list[UnixSocket] = []
         self._tls_context = CurrentContext(ssl.PROTOCOL_TLS_SERVER)
         self._out_of_files_said = -math.inf  # loop time
         self._publishing = 0  # publishes let in and not answered yet
         self._requests = 0  # so far, without private publishes, which must not show to everybody
-        self._batches: set[asyncio.Task[Accepted]] = set()
         self._held_refusals = 0
         self._reload_asked = asyncio.Event()
         self._stop = asyncio.Event()
@@ -268,7 +118,7 @@ class Server:
         self._handle_signals()
         await self._runner.setup()
         try:
-            await self._open_store()
+            await self._intake.open()
             if self._stop.is_set():  # it may have taken long
                 return
             await self._listen()
@@ -298,14 +148,6 @@ class Server:
         if self._refusals.counts:
             log.info("refused in all: %s", self._refusals.summary())
         log.info("stopped")
-
-    async def _open_store(self) -> None:
-        now = self._stamps.next()
-        self._stamps.go_on_after(await self._store.start(Mark(now.position, now.timestamp)))
-        for ask, accepted, age in self._store.remembered():
-            answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-            answer.set_result(accepted)
-            self._answers.remember(ask, answer, age)
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -390,8 +232,7 @@ class Server:
         half = self.config.server.drain_timeout / 2  # a publisher who never ends costs no stream its end
         if self._publishing and not await happens(self._no_publishing, half):
             log.warning("%d publishes did not end in time and are cut off", self._publishing)
-        if self._batches:  # of publishers who have left
-            await asyncio.wait(self._batches, timeout=half)
+        await self._intake.drain(half)
         try:
             async with asyncio.timeout(half):
                 await self._store.flush()
@@ -576,13 +417,9 @@ class Server:
             if (key := request.headers.get("Idempotency-Key")) is not None:
                 ask = ask_again(publisher, path.text, key, body)
             openings = await self._parse(request, path, body)
-            # from here to remember() nothing is awaited, so that the same key cannot publish twice meanwhile
-            answer = self._answers.find(ask) if ask else None
-            replayed = answer is not None
-            if answer is None:
-                answer = self._begin(path, openings, ask)
+            taken = self._intake.take(path, openings, ask)
             # shielded: a publisher who hangs up undoes nothing, and may ask again meanwhile
-            return self._accepted(request, path, await asyncio.shield(answer), replayed=replayed)
+            return self._accepted(request, path, await asyncio.shield(taken.answer), replayed=taken.replayed)
         finally:
             self._publishing -= 1
             if self._stop.is_set() and not self._publishing:
@@ -671,51 +508,6 @@ class Server:
                 await asyncio.sleep(0)
         return openings
 
-    def _begin(self, path: PublishPath, openings: Sequence[str], ask: Ask | None) -> asyncio.Future[Accepted]:
-        """Publish: at once, or a long batch in portions. The answer is remembered, unless it is a refusal."""
-        answer: asyncio.Future[Accepted]
-        if len(openings) > PORTION or self._stamping.locked():
-            batch = asyncio.create_task(self._publish_batch(path, openings, ask), name="publish a batch")
-            self._batches.add(batch)
-            batch.add_done_callback(self._batches.discard)
-            answer = batch
-        else:
-            answer = self._store.append(self._stamped(path, openings), ask)
-        if ask:
-            self._answers.remember(ask, answer, age=-math.inf)  # not forgotten before it is there
-        if answer.done():
-            self._answered(ask, answer)
-        else:
-            answer.add_done_callback(functools.partial(self._answered, ask))
-        return answer
-
-    def _answered(self, ask: Ask | None, answer: asyncio.Future[Accepted]) -> None:
-        # the publisher may have hung up, so the exception counts as seen here
-        refused = answer.cancelled() or answer.exception() is not None
-        if ask and refused:
-            self._answers.forget(ask, answer)
-        elif ask:
-            self._answers.remember(ask, answer)  # the window begins with the answer
-
-    def _stamped(self, path: PublishPath, openings: Sequence[str]) -> list[Event]:
-        return [Event(path, opening, self._stamps.next()) for opening in openings]
-
-    async def _publish_batch(self, path: PublishPath, openings: Sequence[str], ask: Ask | None) -> Accepted:
-        """Publish many events. Other requests have their turn meanwhile, but no event comes in between."""
-        async with self._stamping:
-            events: list[Event] = []
-            for start in range(0, len(openings), PORTION):
-                if start:
-                    await asyncio.sleep(0)
-                portion = self._stamped(path, openings[start : start + PORTION])
-                if not self._store.durable:
-                    self._store.append(portion)
-                events += portion
-            if not self._store.durable:
-                return Accepted(events[-1].stamp, len(events))
-            stored = self._store.append(events, ask)
-        return await stored  # beside others, who share the write
-
     def _accepted(
         self, request: web.BaseRequest, path: PublishPath, accepted: Accepted, *, replayed: bool
     ) -> web.Response:
@@ -742,8 +534,7 @@ class Server:
             http_1_0=request.version < HttpVersion11,
             nul_terminated=any(name in user_agent for name in self.config.clients.oldschoolers),
         )
-        async with self._stamping:  # not between the stamps of a batch
-            now = self._stamps.next()
+        now = await self._intake.now()
         await self._store.settle(now.position)  # what was stamped before has been delivered
         placement = await self._store.place(asked, Mark(now.position, now.timestamp), private=private)
         response = web.StreamResponse(
@@ -793,40 +584,6 @@ class Server:
             )
 
 
-def malformed(status: int, error: BaseException | None, message: str) -> Refused:
-    """The refusal of what aiohttp could not parse; its messages quote the request, which no log may."""
-    if isinstance(error, LineTooLong):
-        if error.args[1] == MAX_TARGET:
-            return Refused(414, f"the path and query have more than {MAX_TARGET} bytes", close=True)
-        return Refused(
-            431, f"a header field has more than {MAX_FIELD} bytes", close=True, reason=HEAD_TOO_LARGE
-        )
-    if message.startswith("Too many headers"):
-        return Refused(
-            431, f"there are more than {MAX_FIELDS} header fields", close=True, reason=HEAD_TOO_LARGE
-        )
-    what = (message.strip().partition(":")[0].splitlines() or ["not a request"])[0]
-    if isinstance(error, InvalidURLError):
-        what = "the request's target is no URL"
-    elif HttpRequestParser is HttpRequestParserPy:  # where there is none in C; it quotes even more
-        what = "the head or a chunk cannot be parsed"
-    elif "PRI/" in what:
-        what = "HTTP/2 is not known here, HTTP/1.1 is"
-    return Refused(status, f"not HTTP/1.1: {what}", close=True, reason="malformed")
-
-
-def head_too_large() -> Refused:
-    """The refusal of a head whose fields are each of an acceptable size."""
-    return Refused(
-        431, f"the header fields have more than {MAX_HEAD} bytes together", close=True, reason=HEAD_TOO_LARGE
-    )
-
-
-def size_of_fields(request: web.BaseRequest) -> int:
-    """The bytes of all header fields."""
-    return sum(map(len, chain.from_iterable(request.raw_headers)))
-
-
 async def happens(event: asyncio.Event, within: float) -> bool:
     """Wait for an event, up to so many seconds. Whether it came."""
     try:
@@ -836,67 +593,9 @@ async def happens(event: asyncio.Event, within: float) -> bool:
         return False
 
 
-def connection_of(request: web.BaseRequest) -> Connection:
-    """The connection a request came in on."""
-    connection = request.protocol
-    assert isinstance(connection, Connection)  # noqa: S101 (HttpServer makes no others)
-    return connection
-
-
-def shown_path(request: web.BaseRequest) -> str:
-    """The path for a log line: still percent-encoded, no query, of bounded length."""
-    return request.rel_url.raw_path[:200].encode("ascii", "backslashreplace").decode()
-
-
 def ping_line() -> bytes:
     """An object with the one key by which every client tells a ping from an event."""
     return json.dumps({"stillalive": time.time()}).encode() + b"\n"
-
-
-async def receive(request: web.BaseRequest, limit: int) -> bytes:
-    """The body as it was sent, up to so many bytes. Raises Refused."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(None if request.content.is_eof() else BODY_TIMEOUT):
-            while piece := await request.content.readany():
-                body += piece
-                if len(body) > limit:
-                    raise too_large(limit)
-    except TimeoutError:
-        raise Refused(408, f"the body took longer than {BODY_TIMEOUT:g} seconds", close=True) from None
-    except web.RequestPayloadError:
-        raise Refused(400, "the body's chunks are broken", close=True) from None
-    return bytes(body)
-
-
-def continue_if_expected(request: web.BaseRequest) -> None:
-    """Send 100 (Continue) to a client that waits for it (RFC 9110 section 10.1.1). Raises Refused(417)."""
-    expected = request.headers.get("Expect")
-    if expected is None or request.version < HttpVersion11:
-        return
-    if expected.strip().lower() != "100-continue":
-        raise Refused(417, "Expect: only 100-continue is known here")
-    if request.transport is not None and not request.content.is_eof():
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-def url(bind: str, port: int, *, tls: bool) -> str:
-    """How an address and a port are written."""
-    return f"{'https' if tls else 'http'}://{f'[{bind}]' if ':' in bind else bind}:{port}"
-
-
-async def start_site(site: web.TCPSite | web.UnixSite, where: str) -> None:
-    """Listen. Raises StartError."""
-    try:
-        await site.start()
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error
-        raise StartError(f"cannot listen on {where}: {reason}") from error
-    except ValueError as error:  # a name that cannot be looked up, or a NUL in it
-        raise StartError(f"cannot listen on {where}: {error}") from error
-    if isinstance(site, web.TCPSite):
-        where = f"{where.rpartition(':')[0]}:{site.port}"  # the kernel's choice where it was 0
-    log.info("PyPubSub %s serves %s", __version__, where)
 
 
 # The command line

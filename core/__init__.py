@@ -1,12 +1,14 @@
-"""What the server and its plugins both have to name. No plugin, no aiohttp.
+"""What the server and its plugins both have to name. No plugin, and no aiohttp but in http.
 
 An event runs through these modules in this order:
 
+    http            aiohttp's connections, and what of a request has nothing to do with events
     access          who is asking: networks, certificates, trusted proxies, cross-site requests
     authentication  who they are: from the header Authorization to a login
     topics          a URL path -> the topics of a publish, or a Subscription
     body            a body, inflated within its limit
     event           a payload -> an Event, with its bytes for each wire form
+    intake          the one door: events are stamped, in order, and handed to the store
     cursor          the position (and time) that an event gets when it is published
     store           where it goes before it goes out: kept in memory, in a file, or not at all
     fanout          on its way to the subscribers: one write to each in a turn of the event loop

@@ -1,0 +1,287 @@
+"""HTTP by aiohttp: connections, their limits, and what of a request has nothing to do with events.
+
+The one module of core/ that knows aiohttp. Every path is a topic, so there is nothing to route: a request is
+handed to whoever Answers, and so is what aiohttp cannot parse.
+"""
+
+import asyncio
+import logging
+import os
+from itertools import chain
+from typing import Any, Protocol
+
+from aiohttp import web
+from aiohttp.abc import AbstractAccessLogger
+from aiohttp.http import HttpVersion11
+from aiohttp.http_exceptions import InvalidURLError, LineTooLong
+from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
+
+from core import __version__
+from core.access import UNIX, Networks, plain_address
+from core.body import too_large
+from core.connections import Connections, Place, most_connections
+from core.errors import Refused, StartError
+from core.settings import ServerConfig
+
+log = logging.getLogger("pypubsub")
+
+NO_HEAD = b"\0\r\n\r\n"  # ends a request's head wherever that is, as one that cannot be parsed
+HEAD_TOO_LARGE = "head_too_large"  # a reason to count by
+IDLE_TIMEOUT = 75.0  # seconds a connection may be idle between two requests
+SURPLUS_TIMEOUT = 2.0  # seconds that a surplus connection has for its request's head
+MAX_TARGET = 8190  # bytes of a request's target: its path and query
+MAX_FIELD = 8192  # bytes of a header field; not MAX_TARGET, by which malformed() tells the two apart
+MAX_FIELDS = 128  # header fields
+MAX_HEAD = 64 * 1024  # bytes of all header fields together, which stay in memory as long as a stream does
+BODY_TIMEOUT = 60.0  # seconds a request's body may take
+LINGER = 3.0  # seconds that a refused body is read on for, so that the answer is not lost to a reset
+
+
+class Answers(Protocol):
+    """Who answers requests."""
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request."""
+
+    def refuse_malformed(self, request: web.BaseRequest, refused: Refused) -> web.StreamResponse:
+        """Answer what never became a request for handle()."""
+
+    def note_refusal(self, refused: Refused, what: str, peer: str | None) -> None:
+        """Count and log a refusal that gets no answer."""
+
+
+class Connection(web.RequestHandler):
+    """A connection of aiohttp's that is counted, knows its peer, and deals with malformed heads our way."""
+
+    __slots__ = ("given_up", "head_size", "head_timer", "http", "peer", "place")
+
+    def __init__(self, http: "HttpServer", **settings: Any) -> None:
+        super().__init__(http, **settings)
+        self.http = http
+        self.place: Place = "admitted"  # or which limit it is beyond
+        self.peer: str | None = None  # an address, "unix", or None if the client left before it could be seen
+        self.head_timer: asyncio.TimerHandle | None = None  # while a request's head is to come
+        self.head_size = 0  # bytes of an incomplete head that have come
+        self.given_up: Refused | None = None  # why a head was not waited for
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected."""
+        peername = transport.get_extra_info("peername")
+        if isinstance(peername, tuple):
+            self.peer = plain_address(peername[0])
+        elif peername is not None:
+            self.peer = UNIX
+        self.place = self.http.limits.enter(self.peer)
+        super().connection_made(transport)
+        if self.place == "closed" and self.transport is not None:
+            if refused := self.http.limits.refusal(self.place):
+                self.http.answers.note_refusal(refused, "a connection, without an answer,", self.peer)
+            self.transport.abort()
+        else:
+            self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Something has come: heads of requests, a part of one, a part of a body."""
+        count = self._request_count
+        super().data_received(data)
+        if self._request_count != count:
+            self._expect_no_head()
+        elif self._waiter is not None and not self._waiter.done():
+            # no request is being answered, so it is a part of the next one's head
+            if self.head_timer is None:
+                self._expect_head()
+            self.head_size += len(data)
+            if self.head_size > 2 * MAX_HEAD:  # with the target, and what is between the fields
+                self._give_up(head_too_large())
+
+    def _expect_head(self) -> None:
+        self.keep_alive(False)  # until the next answer: aiohttp would close an idle connection without a word
+        timeout = self.http.settings.head_timeout
+        if self.place != "admitted":
+            timeout = min(timeout, SURPLUS_TIMEOUT)
+        self.head_timer = self._loop.call_later(timeout, self._head_is_late, timeout)
+
+    def _expect_no_head(self) -> None:
+        if self.head_timer:
+            self.head_timer.cancel()
+            self.head_timer = None
+            self.head_size = 0
+
+    def _head_is_late(self, timeout: float) -> None:
+        late = f"the request's head did not come within {timeout:g} seconds"
+        self._give_up(
+            self.http.limits.refusal(self.place) or Refused(408, late, close=True, reason="head_timeout")
+        )
+
+    def _give_up(self, refused: Refused) -> None:
+        self.given_up = refused
+        self.data_received(NO_HEAD)  # which handle_error() answers
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The connection is gone."""
+        self._expect_no_head()
+        self.http.limits.leave(self.peer, self.place)
+        super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what aiohttp could not parse, which never gets as far as the handler."""
+        refused = self.given_up or malformed(status, exc, message or "")
+        return self.http.answers.refuse_malformed(request, refused)
+
+
+class AccessLog(AbstractAccessLogger):
+    """A line for each request, without its query and headers, where credentials may be."""
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        """Log a request. time: the seconds it took."""
+        peer, path = connection_of(request).peer, shown_path(request)
+        line = "%s %s %s %d %d bytes %.6f s"
+        self.logger.info(line, peer, request.method, path, response.status, response.body_length, time)
+
+
+class HttpServer(web.Server):
+    """aiohttp's low-level server (every path is a topic: there is nothing to route), with our Connection."""
+
+    def __init__(self, answers: Answers, settings: ServerConfig) -> None:
+        super().__init__(answers.handle, handler_cancellation=True)  # so a disconnect is noticed at once
+        self.answers = answers
+        self.settings = settings
+        self.limits = Connections(
+            most_connections(settings.max_connections),
+            settings.max_connections_per_address,
+            Networks(settings.trusted_proxies),
+        )
+
+    def __call__(self) -> Connection:
+        """A new connection (asyncio's protocol factory)."""
+        return Connection(
+            self,
+            loop=self._loop,
+            keepalive_timeout=IDLE_TIMEOUT,
+            lingering_time=LINGER,
+            max_line_size=MAX_TARGET,
+            max_field_size=MAX_FIELD,
+            max_headers=MAX_FIELDS,
+            auto_decompress=False,  # inflate() does it, and knows the limit
+            logger=logging.getLogger("pypubsub.http"),
+            access_log=logging.getLogger("pypubsub.access") if self.settings.access_log else None,
+            access_log_class=AccessLog,
+        )
+
+
+class TcpSite(web.TCPSite):
+    """aiohttp's, with a bound on TLS handshakes: asyncio's of 60 seconds is for links that are very slow."""
+
+    handshake_timeout: float | None = None  # seconds; None where there is no TLS
+
+    async def start(self) -> None:
+        """Listen. Raises OSError, and ValueError for a name that is none."""
+        await web.BaseSite.start(self)
+        assert self._runner.server is not None  # noqa: S101 (it is set up before it gets a site)
+        self._server = await asyncio.get_running_loop().create_server(
+            self._runner.server,
+            self._host,
+            self._port,
+            ssl=self._ssl_context,
+            backlog=self._backlog,
+            ssl_handshake_timeout=self.handshake_timeout,
+        )
+        self._bound_port = self._server.sockets[0].getsockname()[1]
+
+
+def malformed(status: int, error: BaseException | None, message: str) -> Refused:
+    """The refusal of what aiohttp could not parse; its messages quote the request, which no log may."""
+    if isinstance(error, LineTooLong):
+        if error.args[1] == MAX_TARGET:
+            return Refused(414, f"the path and query have more than {MAX_TARGET} bytes", close=True)
+        return Refused(
+            431, f"a header field has more than {MAX_FIELD} bytes", close=True, reason=HEAD_TOO_LARGE
+        )
+    if message.startswith("Too many headers"):
+        return Refused(
+            431, f"there are more than {MAX_FIELDS} header fields", close=True, reason=HEAD_TOO_LARGE
+        )
+    what = (message.strip().partition(":")[0].splitlines() or ["not a request"])[0]
+    if isinstance(error, InvalidURLError):
+        what = "the request's target is no URL"
+    elif HttpRequestParser is HttpRequestParserPy:  # where there is none in C; it quotes even more
+        what = "the head or a chunk cannot be parsed"
+    elif "PRI/" in what:
+        what = "HTTP/2 is not known here, HTTP/1.1 is"
+    return Refused(status, f"not HTTP/1.1: {what}", close=True, reason="malformed")
+
+
+def head_too_large() -> Refused:
+    """The refusal of a head whose fields are each of an acceptable size."""
+    return Refused(
+        431, f"the header fields have more than {MAX_HEAD} bytes together", close=True, reason=HEAD_TOO_LARGE
+    )
+
+
+def size_of_fields(request: web.BaseRequest) -> int:
+    """The bytes of all header fields."""
+    return sum(map(len, chain.from_iterable(request.raw_headers)))
+
+
+def connection_of(request: web.BaseRequest) -> Connection:
+    """The connection a request came in on."""
+    connection = request.protocol
+    assert isinstance(connection, Connection)  # noqa: S101 (HttpServer makes no others)
+    return connection
+
+
+def shown_path(request: web.BaseRequest) -> str:
+    """The path for a log line: still percent-encoded, no query, of bounded length."""
+    return request.rel_url.raw_path[:200].encode("ascii", "backslashreplace").decode()
+
+
+async def receive(request: web.BaseRequest, limit: int) -> bytes:
+    """The body as it was sent, up to so many bytes. Raises Refused."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(None if request.content.is_eof() else BODY_TIMEOUT):
+            while piece := await request.content.readany():
+                body += piece
+                if len(body) > limit:
+                    raise too_large(limit)
+    except TimeoutError:
+        raise Refused(408, f"the body took longer than {BODY_TIMEOUT:g} seconds", close=True) from None
+    except web.RequestPayloadError:
+        raise Refused(400, "the body's chunks are broken", close=True) from None
+    return bytes(body)
+
+
+def continue_if_expected(request: web.BaseRequest) -> None:
+    """Send 100 (Continue) to a client that waits for it (RFC 9110 section 10.1.1). Raises Refused(417)."""
+    expected = request.headers.get("Expect")
+    if expected is None or request.version < HttpVersion11:
+        return
+    if expected.strip().lower() != "100-continue":
+        raise Refused(417, "Expect: only 100-continue is known here")
+    if request.transport is not None and not request.content.is_eof():
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def url(bind: str, port: int, *, tls: bool) -> str:
+    """How an address and a port are written."""
+    return f"{'https' if tls else 'http'}://{f'[{bind}]' if ':' in bind else bind}:{port}"
+
+
+async def start_site(site: web.TCPSite | web.UnixSite, where: str) -> None:
+    """Listen. Raises StartError."""
+    try:
+        await site.start()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error
+        raise StartError(f"cannot listen on {where}: {reason}") from error
+    except ValueError as error:  # a name that cannot be looked up, or a NUL in it
+        raise StartError(f"cannot listen on {where}: {error}") from error
+    if isinstance(site, web.TCPSite):
+        where = f"{where.rpartition(':')[0]}:{site.port}"  # the kernel's choice where it was 0
+    log.info("PyPubSub %s serves %s", __version__, where)

@@ -1,0 +1,108 @@
+"""The one door for events, whoever brings them: they are stamped, in order, and handed to the store.
+
+A long batch is stamped and stored over several turns of the event loop, so that others have theirs, but no
+event comes in between. What is asked again with the same Idempotency-Key gets the first answer.
+"""
+
+import asyncio
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from core.cursor import Mark, Stamp, Stamps
+from core.event import Event
+from core.idempotency import Answers, Ask
+from core.store import PORTION, Accepted, Store
+from core.topics import PublishPath
+
+
+class Taken(NamedTuple):
+    """What becomes of events that were brought."""
+
+    answer: asyncio.Future[Accepted]  # to be shielded: others may wait for it. Raises Refused
+    replayed: bool  # they had been brought before, under the same Idempotency-Key
+
+
+class Intake:
+    """Takes events for a store. idempotency_window: seconds."""
+
+    def __init__(self, store: Store, idempotency_window: float) -> None:
+        self._store = store
+        self._stamps = Stamps()
+        self._stamping = asyncio.Lock()  # held while the stamps of a long batch are given
+        self._answers: Answers[asyncio.Future[Accepted]] = Answers(idempotency_window)
+        self._batches: set[asyncio.Task[Accepted]] = set()
+
+    async def open(self) -> None:
+        """Start the store, and remember what it remembers. Raises StartError."""
+        now = self._stamps.next()
+        self._stamps.go_on_after(await self._store.start(Mark(now.position, now.timestamp)))
+        for ask, accepted, age in self._store.remembered():
+            answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+            answer.set_result(accepted)
+            self._answers.remember(ask, answer, age)
+
+    async def now(self) -> Stamp:
+        """A place in the order of events, and not in the middle of a batch."""
+        async with self._stamping:
+            return self._stamps.next()
+
+    def take(self, path: PublishPath, openings: Sequence[str], ask: Ask | None) -> Taken:
+        """Publish events, at least one, unless it was done before. Raises Refused(422).
+
+        Nothing is awaited here, so that the same key cannot publish twice meanwhile.
+        """
+        if ask and (answer := self._answers.find(ask)):
+            return Taken(answer, replayed=True)
+        return Taken(self._begin(path, openings, ask), replayed=False)
+
+    async def drain(self, patience: float) -> None:
+        """Wait for batches whose publishers have left, up to so many seconds."""
+        if self._batches:
+            await asyncio.wait(self._batches, timeout=patience)
+
+    def _begin(self, path: PublishPath, openings: Sequence[str], ask: Ask | None) -> asyncio.Future[Accepted]:
+        """Publish: at once, or a long batch in portions. The answer is remembered, unless it is a refusal."""
+        answer: asyncio.Future[Accepted]
+        if len(openings) > PORTION or self._stamping.locked():
+            batch = asyncio.create_task(self._publish_batch(path, openings, ask), name="publish a batch")
+            self._batches.add(batch)
+            batch.add_done_callback(self._batches.discard)
+            answer = batch
+        else:
+            answer = self._store.append(self._stamped(path, openings), ask)
+        if ask:
+            self._answers.remember(ask, answer, age=-math.inf)  # not forgotten before it is there
+        if answer.done():
+            self._answered(ask, answer)
+        else:
+            answer.add_done_callback(functools.partial(self._answered, ask))
+        return answer
+
+    def _answered(self, ask: Ask | None, answer: asyncio.Future[Accepted]) -> None:
+        # the publisher may have hung up, so the exception counts as seen here
+        refused = answer.cancelled() or answer.exception() is not None
+        if ask and refused:
+            self._answers.forget(ask, answer)
+        elif ask:
+            self._answers.remember(ask, answer)  # the window begins with the answer
+
+    def _stamped(self, path: PublishPath, openings: Sequence[str]) -> list[Event]:
+        return [Event(path, opening, self._stamps.next()) for opening in openings]
+
+    async def _publish_batch(self, path: PublishPath, openings: Sequence[str], ask: Ask | None) -> Accepted:
+        """Publish many events. Other requests have their turn meanwhile, but no event comes in between."""
+        async with self._stamping:
+            events: list[Event] = []
+            for start in range(0, len(openings), PORTION):
+                if start:
+                    await asyncio.sleep(0)
+                portion = self._stamped(path, openings[start : start + PORTION])
+                if not self._store.durable:
+                    self._store.append(portion)
+                events += portion
+            if not self._store.durable:
+                return Accepted(events[-1].stamp, len(events))
+            stored = self._store.append(events, ask)
+        return await stored  # beside others, who share the write
