@@ -36,7 +36,7 @@ from core.login import (
 from core.rights import NO_RIGHTS, Rights
 from core.settings import LdapConfig
 from plugins.ldap_dn import Dn, parse_dn
-from plugins.ldap_lookup import Outage, Question
+from plugins.ldap_lookup import Outage, Question, check_uri
 from plugins.ldap_servers import Servers
 from plugins.ldap_templates import Pattern, UserDn
 
@@ -82,6 +82,9 @@ class Directory:
         self._streams = streams
         self._clock = clock
         problems: list[str] = []
+        for uri in config.uri:
+            with _collected(problems):
+                check_uri(uri)
         with _collected(problems):
             self._user_dn = UserDn(config.user_dn)
         self._patterns = []

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ldap3
-from ldap3.core.exceptions import LDAPCommunicationError, LDAPStartTLSError
+from ldap3.core.exceptions import LDAPCommunicationError, LDAPExceptionError, LDAPStartTLSError
 from ldap3.core.results import (
     RESULT_CODES,
     RESULT_CONSTRAINT_VIOLATION,
@@ -27,6 +27,7 @@ from ldap3.core.results import (
     RESULT_UNWILLING_TO_PERFORM,
 )
 
+from core.errors import ConfigError
 from core.login import WrongCredentials
 from core.settings import LdapConfig
 
@@ -82,42 +83,44 @@ def ask(uri: str, config: LdapConfig, question: Question, unwanted: Callable[[],
         return found
 
 
+def check_uri(uri: str) -> None:
+    """Raises ConfigError if nobody can be asked there."""
+    try:
+        ldap3.Server(uri, get_info=ldap3.NONE)
+    except LDAPExceptionError as error:
+        problem = f"clients.ldap.uri: expected ldap://host or ldaps://host:636, got {uri!r}: {error}"
+        raise ConfigError([problem]) from None
+
+
 # The connection
 
 
 @contextlib.contextmanager
 def _connected(uri: str, config: LdapConfig, question: Question) -> Iterator[ldap3.Connection]:
     """A connection on which the password may be sent."""
-    with _outages("it cannot be reached", silent=(Exception,)):
-        server = ldap3.Server(
-            uri,
-            get_info=ldap3.NONE,
-            tls=_Tls(config),
-            connect_timeout=config.timeout,
-            allowed_referral_hosts=[],
-        )
-        connection = ldap3.Connection(
-            server,
-            user=question.name,
-            password=question.password.encode(),  # type: ignore[arg-type]  # as text it would be changed (SASLprep)
-            authentication=ldap3.SIMPLE,
-            client_strategy=ldap3.SYNC,
-            auto_referrals=False,  # a server may name any other, which would get the password
-            check_names=False,
-            auto_escape=False,
-            read_only=True,
-        )
+    start_tls = config.start_tls and not uri.startswith("ldaps:")
+    tls = _Tls(config) if uri.startswith("ldaps:") or start_tls else None
+    connection = ldap3.Connection(
+        ldap3.Server(uri, get_info=ldap3.NONE, tls=tls, connect_timeout=config.timeout),
+        user=question.name,
+        password=question.password.encode(),  # type: ignore[arg-type]  # as text it would be changed (SASLprep)
+        authentication=ldap3.SIMPLE,
+        client_strategy=ldap3.SYNC,
+        auto_referrals=False,  # a server may name any other, which would get the password
+        auto_range=False,  # nor may it have ldap3 ask on and on
+        check_names=False,
+        auto_escape=False,
+        read_only=True,
+    )
     try:
         with _outages("it cannot be reached", silent=(Exception,)):
             connection.open(read_server_info=False)
             connection.socket = _BoundedSocket(connection.socket, config.timeout)
-        if config.start_tls and not server.ssl:
+        if start_tls:
             with _outages("it does not do StartTLS (clients.ldap.start_tls)", silent=(Exception,)):
                 connection.start_tls(read_server_info=False)
-            if not isinstance(
-                connection.socket.inner, ssl.SSLSocket
-            ):  # ldap3 may just answer that it has not
-                raise Outage("it does not do StartTLS (clients.ldap.start_tls)", silent=True)
+                if not isinstance(connection.socket.inner, ssl.SSLSocket):  # ldap3 may return all the same
+                    raise ConnectionError("it has not begun")
         yield connection
     finally:
         if connection.socket is not None:  # ldap3 leaves open what has failed half-way
@@ -239,8 +242,6 @@ def _outages(about: str, *, silent: tuple[type[Exception], ...] = ()) -> Iterato
     """Turn whatever ldap3 raises into an Outage. silent: what makes it one of a server that is not there."""
     try:
         yield
-    except Outage:
-        raise
     except Exception as error:  # noqa: BLE001 (ldap3 reads an answer by hand: bytes that are none raise anything)
         raise Outage(f"{about}: {_in_words(error)}", silent=isinstance(error, silent)) from None
 

@@ -49,6 +49,7 @@ class Streams:
     def __init__(self) -> None:
         self.open: list[Login] = []
         self.changes = asyncio.Semaphore(0)  # rights_changed() that nobody has waited for yet
+        self.told = 0  # times rights_changed()
 
     def logins(self) -> Iterator[Login]:
         """As core.login.OpenStreams."""
@@ -56,6 +57,7 @@ class Streams:
 
     def rights_changed(self) -> None:
         """As core.login.OpenStreams."""
+        self.told += 1
         self.changes.release()
 
     async def until(self, login: Login, condition: Callable[[Rights | None], bool]) -> None:
@@ -125,6 +127,7 @@ class Fake:
         self._handler = handler
         self.received = b""  # from all peers; after TLS has begun, what was inside
         self.connections = 0
+        self.open = 0  # of them
         self.came = asyncio.Condition()
         self.port = 0
 
@@ -143,10 +146,16 @@ class Fake:
         async with self.came:
             await self.came.wait_for(lambda: self.connections >= number)
 
+    async def until_closed(self) -> None:
+        """Wait until all peers have gone."""
+        async with asyncio.timeout(10), self.came:
+            await self.came.wait_for(lambda: not self.open)
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
         async with self.came:
             self.connections += 1
+            self.open += 1
             self.came.notify_all()
         try:
             await self._handler(Peer(self, reader, writer))
@@ -154,6 +163,9 @@ class Fake:
             pass  # peers who go away, or whose TLS fails, are what the tests are about
         finally:
             writer.close()
+            self.open -= 1
+            async with self.came:
+                self.came.notify_all()
 
 
 @contextlib.asynccontextmanager

@@ -5,6 +5,7 @@ import contextlib
 import socket
 import ssl
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -242,7 +243,7 @@ NONSENSE: dict[str, Callable[[bytes], bytes]] = {
     "no operation": lambda request: message(request, b""),
     "an empty operation": lambda request: message(request, element(BIND, b"")),
     "an unknown operation": lambda request: message(request, element(b"\x7e", b"")),
-    "an unknown result": lambda request: answer(request, BIND, 119),
+    "an unknown result": lambda request: answer(request, BIND, 111),
     "another's answer": lambda _: answer(b"\x30\x00\x02\x03\x7f\xff\xff", BIND, 0),
     "a found group": lambda request: entry(request, b"cn=x") + answer(request, BIND, 0),
     "the end of a search": lambda request: answer(request, SEARCH_DONE, 0),
@@ -264,6 +265,8 @@ async def test_nonsense_is_an_outage(caplog: pytest.LogCaptureFixture, step: str
         if step == "search":
             await peer.bind()
         peer.send(NONSENSE[kind](await peer.request()))
+        if step == "bind":  # go on as if it had been an answer
+            peer.send(answer(await peer.request(), SEARCH_DONE, 0))
         await peer.silence()
 
     if step == "bind" and kind in SOUND:
@@ -273,6 +276,26 @@ async def test_nonsense_is_an_outage(caplog: pytest.LogCaptureFixture, step: str
     async with fake(handler) as server, running(config_for(server)) as directory:
         await refused(directory)
         check_log(caplog, server.uri)
+        if kind == "an unknown result":
+            assert caplog.text.endswith("an answer that is none (KeyError)\n")  # not just: 111
+
+
+async def test_a_server_cannot_have_more_asked() -> None:
+    """ldap3 asks on by itself for an attribute that comes in ranges, of which there may be no end."""
+
+    async def handler(peer: Peer) -> None:
+        await peer.bind()
+        ranged = element(b"\x04", b"member;range=0-1") + element(b"\x31", element(b"\x04", b"x"))
+        attributes = element(b"\x30", element(b"\x30", ranged))
+        while True:
+            request = await peer.request()
+            found = message(request, element(b"\x64", element(b"\x04", b"cn=x") + attributes))
+            peer.send(found + answer(request, SEARCH_DONE, 0))
+
+    async with fake(handler) as server, running(config_for(server, timeout=5)) as directory:
+        await refused(directory)
+        assert server.received.count(b"memberUid") == 1
+        assert b"range" not in server.received
 
 
 async def test_an_answer_is_not_taken_in_without_end(caplog: pytest.LogCaptureFixture) -> None:
@@ -298,11 +321,12 @@ async def test_groups_with_names_that_are_no_dn_are_passed_over() -> None:
     async def handler(peer: Peer) -> None:
         await peer.bind()
         request = await peer.request()
-        for dn in (b"", b"committers", b"cn=\xff", b"cn=a\0b", f"cn=posix,{GROUPS}".encode()):
+        for dn in (b"", b"committers", b"cn=m\xfcller", b"cn=a\0b", f"cn=posix,{GROUPS}".encode()):
             peer.send(entry(request, dn))
         peer.send(answer(request, SEARCH_DONE, 0))
 
-    async with fake(handler) as server, running(config_for(server)) as directory:
+    acl = {f"cn=posix,{GROUPS}": ["posix"], "cn=müller": ["latin-1"]}
+    async with fake(handler) as server, running(config_for(server, acl=acl)) as directory:
         assert (await directory.log_in(credentials("alice"))).rights == Rights(segments("posix"))
 
 
@@ -390,8 +414,9 @@ async def test_no_password_is_sent_to_a_server_with_a_wrong_certificate(
 
 
 @pytest.mark.parametrize("step", ["bind", "search", "found"])
-async def test_referrals_are_not_followed(step: str) -> None:
-    """They may point anywhere, and whoever is there would be sent the password."""
+async def test_referrals_are_not_followed(certificate: Certificate, step: str) -> None:
+    """They may point anywhere, and whoever is there would be sent the password, if it likes without TLS."""
+    context, ca_file = certificate
     async with fake(lambda peer: peer.silence()) as elsewhere:
         place = element(b"\x04", f"{elsewhere.uri}/dc=example".encode())
 
@@ -408,7 +433,10 @@ async def test_referrals_are_not_followed(step: str) -> None:
                 peer.send(reference + answer(request, SEARCH_DONE, 0))
             await peer.silence()
 
-        async with fake(handler) as server, running(config_for(server)) as directory:
+        async with (
+            fake(handler, context) as server,
+            running(config_for(server, "ldaps", timeout=2, ca_file=ca_file)) as directory,
+        ):
             if step == "found":
                 assert (await directory.log_in(credentials("alice"))).rights == NO_RIGHTS
             else:
@@ -447,6 +475,36 @@ async def test_the_next_server_is_asked_if_one_cannot_be(
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3, "each server once"
 
 
+async def test_the_server_that_answered_last_is_asked_first(slapd: Slapd) -> None:
+    """Also when the other one has been left alone for long enough."""
+    async with fake(lambda peer: peer.silence()) as dead:
+        async with running(ldap_config(dead.uri, slapd.uri, timeout=0.2)) as directory:
+            await directory.log_in(credentials("alice"))
+            until = time.monotonic() + 0.6
+            while time.monotonic() < until:
+                await directory.log_in(credentials("alice"))
+        assert dead.connections == 1
+
+
+async def test_no_connection_is_left_open() -> None:
+    """Whatever came out."""
+
+    async def handler(peer: Peer) -> None:
+        request = await peer.request()
+        if b"alice" in request:
+            peer.send(answer(request, BIND, 0))
+            peer.send(answer(await peer.request(), SEARCH_DONE, 0))
+        else:
+            peer.send(answer(request, BIND, 49))
+        await peer.silence()
+
+    async with fake(handler) as server, running(config_for(server, timeout=30)) as directory:
+        await directory.log_in(credentials("alice"))
+        with pytest.raises(WrongCredentials):
+            await directory.log_in(credentials("bob"))
+        await server.until_closed()
+
+
 async def test_a_wrong_password_is_not_tried_at_the_next_server(slapd: Slapd) -> None:
     """An answer is an answer."""
     async with fake(lambda peer: peer.silence()) as second:
@@ -465,6 +523,21 @@ async def test_nobody_waits_for_servers_that_did_not_answer_a_moment_ago() -> No
         await asyncio.gather(*(refused(directory) for _ in range(20)))
         await refused(directory)
         assert server.connections == MOST_AT_A_TIME
+
+
+async def test_nobody_waits_for_a_turn_to_ask_such_a_server() -> None:
+    """While others still do."""
+    async with (
+        fake(lambda peer: peer.silence()) as server,
+        running(config_for(server, timeout=2)) as directory,
+    ):
+        first = asyncio.create_task(refused(directory))
+        await asyncio.wait([first], timeout=1)
+        others = [asyncio.create_task(refused(directory)) for _ in range(MOST_AT_A_TIME - 1 + 10)]
+        await first
+        await refused(directory)
+        assert not all(task.done() for task in others)
+        await asyncio.gather(*others)
 
 
 async def test_a_server_is_tried_again_by_and_by() -> None:
@@ -576,14 +649,27 @@ async def test_a_user_for_whom_a_server_hangs_is_not_everybodys_trouble() -> Non
 
 
 async def test_a_stop_does_not_wait_for_a_server_that_hangs() -> None:
-    """Whoever waits is told; the thread ends by itself, without another question."""
-    async with fake(silence_after_bind) as server:
+    """Whoever waits is told; the thread ends by itself, and asks nothing more."""
+    asked, proceed = asyncio.Event(), asyncio.Event()
+
+    async def handler(peer: Peer) -> None:
+        request = await peer.request()
+        asked.set()
+        await proceed.wait()
+        peer.send(answer(request, BIND, 0))
+        await peer.silence()
+
+    async with fake(handler) as server:
         directory = Directory(config_for(server, timeout=50), Streams())
         asking = asyncio.create_task(refused(directory))
-        await server.until_connections(1)
+        await asked.wait()
         await directory.stop()
         await asking
         await refused(directory)
+        proceed.set()
+        await server.until_closed()
+        assert server.connections == 1
+        assert b"memberUid" not in server.received
     for thread in threading.enumerate():
         if thread.name.startswith("ldap"):
             await asyncio.to_thread(thread.join, 10)
