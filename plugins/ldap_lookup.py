@@ -12,6 +12,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ldap3
@@ -32,6 +33,7 @@ from core.login import WrongCredentials
 from core.settings import LdapConfig
 
 MOST_ANSWER_BYTES = 1024**2  # some ten thousand groups
+MOST_MESSAGE_BYTES = 16 * 1024  # one group; ldap3 takes minutes to read a number that is as long as an answer
 _WRONG = frozenset(
     (
         RESULT_INVALID_CREDENTIALS,  # what a directory should answer to all of these
@@ -116,6 +118,7 @@ def _connected(uri: str, config: LdapConfig, question: Question) -> Iterator[lda
         with _outages("it cannot be reached", silent=(Exception,)):
             connection.open(read_server_info=False)
             connection.socket = _BoundedSocket(connection.socket, config.timeout)
+            connection.strategy.receiving = partial(_short_messages, connection.strategy.receiving)
         if start_tls:
             with _outages("it does not do StartTLS (clients.ldap.start_tls)", silent=(Exception,)):
                 connection.start_tls(read_server_info=False)
@@ -125,6 +128,14 @@ def _connected(uri: str, config: LdapConfig, question: Question) -> Iterator[lda
     finally:
         if connection.socket is not None:  # ldap3 leaves open what has failed half-way
             connection.socket.close()
+
+
+def _short_messages(receiving: Callable[[], list[bytes]]) -> list[bytes]:
+    """The messages that ldap3 is about to read. Raises OSError."""
+    messages = receiving()
+    if any(len(message) > MOST_MESSAGE_BYTES for message in messages):
+        raise OSError(f"a message of more than {MOST_MESSAGE_BYTES} bytes")
+    return messages
 
 
 class _BoundedSocket:
