@@ -34,7 +34,7 @@ MAX_FIELD = 8192  # bytes of a header field; not MAX_TARGET, by which malformed(
 MAX_FIELDS = 128  # header fields
 MAX_HEAD = 64 * 1024  # bytes of all header fields together, which stay in memory as long as a stream does
 BODY_TIMEOUT = 60.0  # seconds a request's body may take
-LINGER = 3.0  # seconds that a refused body is read on for, so that the answer is not lost to a reset
+LINGER = 3.0  # seconds that a refused head or body is read on for, so that the answer is not lost to a reset
 
 
 class Answers(Protocol):
@@ -62,7 +62,7 @@ class Connection(web.RequestHandler):
         self.peer: str | None = None  # an address, "unix", or None if the client left before it could be seen
         self.head_timer: asyncio.TimerHandle | None = None  # while a request's head is to come
         self.head_size = 0  # bytes of an incomplete head that have come
-        self.given_up: Refused | None = None  # why a head was not waited for
+        self.given_up: Refused | None = None  # what is wrong with a head: what comes after it is dropped
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
@@ -82,6 +82,8 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Something has come: heads of requests, a part of one, a part of a body."""
+        if self.given_up:
+            return
         count = self._request_count
         super().data_received(data)
         if self._request_count != count:
@@ -114,8 +116,9 @@ class Connection(web.RequestHandler):
         )
 
     def _give_up(self, refused: Refused) -> None:
+        self._expect_no_head()
         self.given_up = refused
-        self.data_received(NO_HEAD)  # which handle_error() answers
+        super().data_received(NO_HEAD)  # which handle_error() answers
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is gone."""
@@ -131,8 +134,20 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what aiohttp could not parse, which never gets as far as the handler."""
-        refused = self.given_up or malformed(status, exc, message or "")
-        return self.http.answers.refuse_malformed(request, refused)
+        if self.given_up is None:
+            self.given_up = malformed(status, exc, message or "")
+        return self.http.answers.refuse_malformed(request, self.given_up)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer. After the last one, read on: a reset would take it from one who still sends."""
+        finished = await super().finish_response(request, resp, start_time)
+        if self.given_up and self.transport is not None:
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            await asyncio.sleep(LINGER)  # or until the client hangs up, which cancels this
+        return finished
 
 
 class AccessLog(AbstractAccessLogger):

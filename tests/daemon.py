@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import yaml
 
-from wire import Stream
+from wire import Stream, free_port
 
 Acl = Mapping[str, Any]  # user -> entry, as in the ACL file
 
@@ -64,7 +64,7 @@ class Daemon:
         self._files = files  # that it may open
         self.environment: dict[str, str] = {}  # beside that of the tests
         self.options: list[str] = []  # of the command line, beside the two files
-        self.port = 0  # the kernel's choice at the first start, kept for the next ones
+        self.port = free_port()
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._process: subprocess.Popen[str] | None = None

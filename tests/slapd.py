@@ -11,6 +11,8 @@ from pathlib import Path
 
 import trustme
 
+from wire import free_port
+
 SUFFIX = "dc=example,dc=org"
 PEOPLE = f"ou=people,{SUFFIX}"
 GROUPS = f"ou=groups,{SUFFIX}"
@@ -86,13 +88,6 @@ def _person(user: str, password: str) -> str:
     values = {"uid": user, "cn": "x", "sn": "x", "userPassword": password}
     lines = (_line(key, value) for key, value in values.items())
     return f"\n{_line('dn', dn_of(user))}changetype: add\nobjectClass: inetOrgPerson\n{''.join(lines)}"
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Slapd:

@@ -37,7 +37,8 @@ from directory import (
 )
 from plugins.ldap import Directory
 from plugins.ldap_servers import MOST_AT_A_TIME, MOST_WAITING
-from slapd import GROUPS, PASSWORDS, Slapd, free_port
+from slapd import GROUPS, PASSWORDS, Slapd
+from wire import free_port
 
 Certificate = tuple[ssl.SSLContext, str]
 

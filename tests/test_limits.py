@@ -363,6 +363,17 @@ async def test_a_head_just_within_the_limits_is_served(server: Daemon) -> None:
         assert (await client.answer())[0] == 204
 
 
+async def test_a_client_that_sends_on_gets_its_refusal(server: Daemon) -> None:
+    """It is not cut off while it sends: that would be a reset, and take the answer with it."""
+    async with connected(server) as client:
+        client.send(b"GET /" + b"a" * 10_000)
+        await server.until_logged("refused .* 414 ")
+        for _ in range(20):
+            client.send(b"a" * 1_000_000)
+            await client.writer.drain()
+        assert (await client.answer())[0] == 414
+
+
 # Refusals are counted
 
 

@@ -1,12 +1,25 @@
 """A stream read byte by byte off the socket: chunk borders and ends are what many promises are about."""
 
 import asyncio
+import contextlib
 import json
+import secrets
+import socket
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 TIMEOUT = 20.0  # seconds; a guard, no test waits for it to pass
+PORTS = range(20_000, 32_000)  # below those that the kernel gives to outgoing connections
+
+
+def free_port() -> int:
+    """A port that nobody listens on, and that stays free while a server of a test is restarted."""
+    while True:
+        port = secrets.choice(PORTS)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 class Stream:
