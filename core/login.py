@@ -145,6 +145,8 @@ def problem_with_password(password: str) -> str | None:
 
 
 def _has(text: str, *categories: str) -> bool:
+    if text.isascii() and text.isprintable():  # as nearly all are, in nearly every request
+        return False
     return any(unicodedata.category(character) in categories for character in text)
 
 

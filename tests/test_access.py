@@ -12,7 +12,7 @@ from netaddr import IPNetwork
 from pydantic import TypeAdapter, ValidationError
 
 from core.access import Network, Networks, from_another_site, plain_address, publisher_address
-from daemon import Daemon
+from daemon import Daemon, basic
 
 StartDaemon = Callable[..., Daemon]
 
@@ -166,6 +166,30 @@ async def test_a_page_of_another_site_may_not_publish(start_daemon: StartDaemon)
     async with server.subscriber("/a", {"Origin": "https://ci.example.org"}) as stream:
         assert stream.headers["Access-Control-Allow-Origin"] == "https://ci.example.org"
         assert stream.headers["Vary"] == "Origin"
+
+
+async def test_a_page_of_a_listed_site_may_send_credentials(start_daemon: StartDaemon) -> None:
+    """For streams and for publishing; it may read why they are refused, too. Others' pages may read nothing."""
+    server = start_daemon(
+        {"server": {"cors_origins": ["https://ci.example.org"]}, "clients": {"secure_topics": ["deploy"]}},
+        acl={"alice": {"password": "secret", "acl": {"s": ["git"]}, "topics": ["deploy"]}},
+    )
+    listed, other = {"Origin": "https://ci.example.org"}, {"Origin": "https://evil.example"}
+    preflight = await server.request("OPTIONS", "/git", headers=listed)
+    assert "Authorization" in preflight.headers["Access-Control-Allow-Headers"]
+    async with server.subscriber("/git", listed | basic("alice")) as stream:
+        assert stream.headers["Access-Control-Allow-Credentials"] == "true"
+        answer = await server.request("PUT", "/private/git/deploy", {}, listed | basic("alice"))
+        assert (answer.status, answer.headers["Access-Control-Allow-Credentials"]) == (202, "true")
+        assert (await stream.event())["pubsub_path"] == "/private/git/deploy"
+    for method in ("GET", "PUT"):
+        refused = await server.request(method, "/deploy", headers=listed | basic("alice", "wrong"))
+        assert (refused.status, refused.headers["Access-Control-Allow-Origin"]) == (401, listed["Origin"])
+    async with server.subscriber("/git", other | basic("alice")) as stream:
+        assert "Access-Control-Allow-Origin" not in stream.headers
+    refused = await server.request("PUT", "/deploy", {}, other | basic("alice"))
+    assert refused.status == 403
+    assert "Access-Control-Allow-Origin" not in refused.headers
 
 
 async def test_a_secure_topic_needs_credentials(start_daemon: StartDaemon) -> None:
