@@ -169,7 +169,7 @@ async def test_a_page_of_another_site_may_not_publish(start_daemon: StartDaemon)
 
 
 async def test_a_page_of_a_listed_site_may_send_credentials(start_daemon: StartDaemon) -> None:
-    """For streams and for publishing; it may read why they are refused, too. Others' pages may read nothing."""
+    """To follow and to publish; it may read refusals, too. Pages of other sites may read nothing."""
     server = start_daemon(
         {"server": {"cors_origins": ["https://ci.example.org"]}, "clients": {"secure_topics": ["deploy"]}},
         acl={"alice": {"password": "secret", "acl": {"s": ["git"]}, "topics": ["deploy"]}},
