@@ -63,6 +63,7 @@ class Daemon:
         self.config = merged(DEFAULT_CONFIG, config or {})
         self._files = files  # that it may open
         self.environment: dict[str, str] = {}  # beside that of the tests
+        self.options: list[str] = []  # beside the two files
         self.port = 0  # the kernel's choice at the first start, kept for the next ones
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -91,7 +92,7 @@ class Daemon:
         limit = ["prlimit", f"--nofile={self._files}"] if self._files else []
         options = ["--config", str(self.config_path), "--acl", str(self.acl_path)]
         self._process = subprocess.Popen(
-            [*limit, sys.executable, "pypubsub.py", *options],
+            [*limit, sys.executable, "pypubsub.py", *options, *self.options],
             cwd=ROOT,
             env=os.environ | self.environment,
             stdin=subprocess.DEVNULL,
