@@ -5,6 +5,7 @@ Also a user who has lost rights, or its place in the file, at a reload.
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -413,7 +414,7 @@ async def test_a_file_that_is_not_there_changes_nothing(start_daemon: StartDaemo
         server.acl_path.unlink()
         if gone == "a directory":
             server.acl_path.mkdir()
-        server.signal(1)
+        server.signal(signal.SIGHUP)
         await server.until_logged("the rights are as before")
         await publish(server, "/private/git")
         assert (await stream.event())["pubsub_path"] == "/private/git"
