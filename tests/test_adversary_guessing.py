@@ -109,6 +109,18 @@ async def test_who_is_known_goes_on_while_others_guess_at_the_same_address(daemo
     assert (await send(daemon, guess("alice", RIGHT), source)).status == 202
 
 
+async def test_who_is_known_goes_on_when_that_has_to_be_verified_anew(
+    start_daemon: StartDaemon,
+) -> None:
+    """Here it was put into the file as a hash; an hour later it would be the same."""
+    server = start_daemon({"clients": {"payloaders": [LISTED]}}, acl=ACL)
+    source = fresh_address()
+    assert (await send(server, guess("alice", RIGHT), source)).status == 202
+    await use_up(server, source)
+    await server.reload({**ACL, "alice": {**ALICE, "password": ARGON2[1]}})
+    assert (await send(server, guess("alice", RIGHT), source)).status == 202
+
+
 async def test_another_user_logs_in_where_one_is_guessed_at(daemon: Daemon) -> None:
     """Also for the first time."""
     source = fresh_address()

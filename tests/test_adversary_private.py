@@ -6,6 +6,7 @@ Also a user who has lost rights, or its place in the file, at a reload.
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,15 @@ from typing import Any
 import pytest
 
 from attack import LISTED, authorization, credentials, fresh_address, publish, request, send
+from core.fanout import Fanout
+from core.following import Follower, Surroundings
+from core.framing import bare
+from core.recent import Line
+from core.replay import Placement
+from core.rights import EVERY_EVENT, NO_RIGHTS, Rights
+from core.store import Page, Unstored
+from core.subscriber import Subscriber
+from core.topics import EVERYTHING
 from daemon import Daemon, basic
 from wire import Stream
 
@@ -342,6 +352,59 @@ async def test_a_slow_reader_gets_nothing_more_of_what_waited_for_it(
         numbers = await numbers_before_the_marker(stream)
     assert len(numbers) < NUMBER - 1
     assert NUMBER not in numbers
+
+
+@pytest.mark.xfail(strict=True, reason="a segment less counts as fewer rights, although another holds it")
+async def test_a_slow_reader_who_may_see_more_keeps_its_stream(start_daemon: StartDaemon) -> None:
+    """And gets all that waits for it."""
+    server = start_daemon({"server": {"subscriber_buffer": "64 MiB"}}, acl=ACL)
+    async with server.subscriber("/git", basic("alice")) as stream:
+        stream.stop_reading()
+        for n in range(NUMBER):
+            await publish(server, "/private/git", LARGE % n)
+        await server.reload({**ACL, "alice": {**MEMBER, "acl": {"every": "all"}}})
+        await publish(server, "/git")
+        stream.read_on()
+        assert await numbers_before_the_marker(stream) == list(range(NUMBER))
+
+
+class Pages(Unstored):
+    """A backlog of three private events, a page each; its reader loses all rights before the second."""
+
+    end = 3
+    reader: Subscriber
+
+    async def read(self, after: int, *, private: bool) -> Page:  # noqa: ARG002
+        """What comes next."""
+        if after == 1:
+            self.reader.rights = NO_RIGHTS
+        return Page(after + 1, [Line(after + 1, "/private/git", b'{"n": %d}\n' % (after + 1))])
+
+
+class Unhindered:
+    """A connection that takes everything."""
+
+    writing_paused = False
+
+
+async def test_rights_that_go_in_the_middle_of_a_replay_end_there() -> None:
+    """Also for a path of which the replay has shown events before."""
+    here, there = socket.socketpair()
+    reader, reading = await asyncio.open_connection(sock=there)
+    _, writing = await asyncio.open_connection(sock=here)
+    fanout = Fanout(backlog=True)
+    store = Pages(fanout.deliver)
+    transport = writing.transport
+    assert isinstance(transport, asyncio.Transport)
+    store.reader = Subscriber("", EVERYTHING, bare, transport, Unhindered(), writing.drain, 1000)
+    store.reader.rights = Rights(frozenset({EVERY_EVENT}))
+    fanout.add(store.reader)
+    follower = Follower(store.reader, 3, Surroundings(fanout, store, asyncio.Lock(), lambda: b"ping\n", 60.0))
+    following = asyncio.create_task(follower.follow(Placement(0, "complete")))
+    assert [await reader.readline() for _ in range(2)] == [b'{"n": 1}\n', b"ping\n"]
+    following.cancel()
+    reading.close()
+    writing.close()
 
 
 # Files that change nothing
