@@ -27,6 +27,7 @@ from aiohttp.http import HttpVersion11
 
 from core import __version__
 from core.access import UNIX, CertificateNames, Networks, from_another_site, publisher_address
+from core.attempts import TooManyAttempts
 from core.authentication import Authentication
 from core.body import inflate, too_large
 from core.cursor import Mark
@@ -290,7 +291,7 @@ class Server:
         try:
             return await self._route(request)
         except Refused as refused:
-            if request.method == "GET" or isinstance(refused, WrongCredentials):
+            if request.method == "GET" or isinstance(refused, WrongCredentials | TooManyAttempts):
                 await self._hold_back(arrived)
             return self.refuse(request, refused)
         except ConnectionError:
@@ -411,8 +412,10 @@ class Server:
         try:
             path = parse_publish_path(request.rel_url.raw_path)
             self._requests -= path.private
-            publisher = await self._authorize(request, path)
+            publisher, login = await self._authorize(request, path)
             body = await self._read_body(request)
+            if login:
+                self._check_rights(login, path)  # again: a body may take a minute
             ask = None
             if (key := request.headers.get("Idempotency-Key")) is not None:
                 ask = ask_again(publisher, path.text, key, body)
@@ -425,8 +428,8 @@ class Server:
             if self._stop.is_set() and not self._publishing:
                 self._no_publishing.set()
 
-    async def _authorize(self, request: web.BaseRequest, path: PublishPath) -> str:
-        """Who publishes, a user or an address. Raises Refused if it may not, before the body is read."""
+    async def _authorize(self, request: web.BaseRequest, path: PublishPath) -> tuple[str, Login | None]:
+        """The name of the user or address that publishes, and its login. Raises Refused if it may not."""
         headers = request.headers
         if from_another_site(
             headers.get("Sec-Fetch-Site"),
@@ -440,19 +443,29 @@ class Server:
         address = self._address(request)
         login = await self._log_in(request, address)
         if secured := self._secure_topics & path.all_topics:
-            if login and login.rights.may_say(secured):
-                return login.name
-            topics = ", ".join(sorted(secured))
             if "Authorization" not in headers:
+                topics = ", ".join(sorted(secured))
                 raise Refused(401, f"credentials are needed to publish on {topics}", headers=AUTHENTICATE)
-            raise Refused(403, f"these credentials give no right to publish on {topics}")
+            if login is None:
+                raise no_right_to(secured)
+            self._check_rights(login, path)
+            return login.name, login
         # the certificate is the peer's: a proxy's says nothing of those for whom it speaks
         from_peer = address == connection_of(request).peer
         certified = from_peer and self._certified.hold(request.get_extra_info("peercert"))
         if address is None or not (certified or self._publishers.hold(address)):
             keys = "clients.payloaders" + (", payloader_certs" if self.config.certified_publishers else "")
             raise Refused(403, f"{address or 'an unknown address'} may not publish here (see {keys})")
-        return login.name if login else address
+        return (login.name if login else address), login
+
+    def _check_rights(self, login: Login, path: PublishPath) -> None:
+        """Raises WrongCredentials, or Refused(403) for secure topics, by what a user may do by now."""
+        rights = login.provider.rights_by_now(login)
+        if rights is None:
+            raise WrongCredentials
+        secured = self._secure_topics & path.all_topics
+        if not rights.may_say(secured):
+            raise no_right_to(secured)
 
     def _address(self, request: web.BaseRequest) -> str | None:
         """Where a request comes from, None if that cannot be known."""
@@ -582,6 +595,11 @@ class Server:
                 time.monotonic() - since,
                 subscriber.end_reason or "the client disconnected",
             )
+
+
+def no_right_to(secured: frozenset[str]) -> Refused:
+    """The refusal of a user who may not publish on secure topics."""
+    return Refused(403, f"these credentials give no right to publish on {', '.join(sorted(secured))}")
 
 
 async def happens(event: asyncio.Event, within: float) -> bool:

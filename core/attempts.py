@@ -3,6 +3,9 @@
 They are counted by address, and by address and user name. Each count leaks away with time, so a limit is a
 burst and then a rate. The smaller limit is that of the pair: who goes on with one wrong password, such as a
 forgotten program, does not use up the chances of everybody else behind the same proxy.
+
+Who is exempt passes while others are refused, and that tells a right guess from a wrong one. So the refusals
+are counted as well, and beyond their limit nobody passes.
 """
 
 import math
@@ -16,6 +19,7 @@ from core.expiring import Expiring
 _MINUTE = 60.0  # seconds in which a full count has leaked away
 _MOST_OF_A_USER = 10  # of one user name, from one address
 _MOST_OF_AN_ADDRESS = 50
+_MOST_REFUSED = 100  # of one user name, from one address
 _MOST_COUNTED = 20_000  # addresses and pairs, each
 
 
@@ -56,14 +60,23 @@ class Attempts:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._of_users = _Counts(_MOST_OF_A_USER, clock)
         self._of_addresses = _Counts(_MOST_OF_AN_ADDRESS, clock)
+        self._refused = _Counts(_MOST_REFUSED, clock)
 
-    def begin(self, address: str, user: str) -> None:
-        """Count an attempt, which is a failed one until it has succeeded. Raises TooManyAttempts."""
+    def check(self, address: str, user: str, *, exempt: bool) -> None:
+        """Raises TooManyAttempts if there were. exempt: by others, not by so many of the same user."""
         site = site_of(address)
-        wait = max(self._of_users.wait((site, user)), self._of_addresses.wait(site))
+        if exempt:
+            wait = self._refused.wait((site, user))
+        else:
+            wait = max(self._of_users.wait((site, user)), self._of_addresses.wait(site))
+            if wait and not self._refused.wait((site, user)):
+                self._refused.add((site, user), 1)
         if wait:
             raise TooManyAttempts(wait)
-        self._count(site, user, 1)
+
+    def begin(self, address: str, user: str) -> None:
+        """Count an attempt, which is a failed one until it has succeeded."""
+        self._count(site_of(address), user, 1)
 
     def succeeded(self, address: str, user: str) -> None:
         """Undo begin()."""

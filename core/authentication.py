@@ -1,13 +1,15 @@
 """From the header Authorization to a login: ask the providers, once for many who ask the same at a time.
 
-Who guesses is stopped (core.attempts), but not who has shown the same right credentials within a day: so no
-guessing of others behind the same proxy keeps them out.
+Who guesses is stopped (core.attempts), but not who has shown the same right credentials from the same address
+within a day: so no guessing of others behind the same proxy keeps them out. From any other address right
+credentials are no better than wrong ones then, or the answers would tell them apart.
 """
 
 import asyncio
 import logging
 from collections.abc import Sequence
 
+from core.access import site_of
 from core.attempts import Attempts, TooManyAttempts
 from core.errors import Refused
 from core.expiring import Expiring
@@ -16,7 +18,7 @@ from core.login import Credentials, Login, Provider, WrongCredentials, folded, p
 log = logging.getLogger("pypubsub.log-in")
 
 _RECOGNISED_FOR = 86_400.0  # seconds
-_MOST_RECOGNISED = 20_000  # credentials
+_MOST_RECOGNISED = 20_000  # credentials at an address
 
 
 class Authentication:
@@ -29,7 +31,7 @@ class Authentication:
         self._providers = providers
         self._anonymous = anonymous
         self._attempts = Attempts()
-        self._recognised: Expiring[bytes, None] = Expiring(_RECOGNISED_FOR, _MOST_RECOGNISED)  # digests
+        self._recognised: Expiring[tuple[str, bytes], None] = Expiring(_RECOGNISED_FOR, _MOST_RECOGNISED)
         self._under_way: dict[bytes, asyncio.Task[Login]] = {}  # by digest
 
     @property
@@ -53,21 +55,36 @@ class Authentication:
             raise
 
     async def _identify(self, credentials: Credentials, address: str) -> Login:
+        user = folded(credentials.user)
+        here = (site_of(address), credentials.digest)
+        exempt = here in self._recognised
+        self._attempts.check(address, user, exempt=exempt)
+        login = self._recall(credentials)
+        if login is None:
+            task = self._under_way.get(credentials.digest)
+            if task is None:
+                task = self._begin(credentials, None if exempt else address)
+            try:
+                # shielded: others may wait for the same, and a guess that is taken back would not be counted
+                login = await asyncio.shield(task)
+            except WrongCredentials:
+                self._recognised.forget(here)
+                raise
+        if not exempt:
+            self._recognised.put(here, None)
+        return login
+
+    def _recall(self, credentials: Credentials) -> Login | None:
         for provider in self._providers:
             if login := provider.recall(credentials):
                 return login
-        task = self._under_way.get(credentials.digest)
-        if task is None:
-            task = self._begin(credentials, address)
-        # shielded: others may wait for the same, and a guess that is taken back would not be counted
-        return await asyncio.shield(task)
+        return None
 
-    def _begin(self, credentials: Credentials, address: str) -> asyncio.Task[Login]:
-        recognised = credentials.digest in self._recognised
-        if not recognised:
+    def _begin(self, credentials: Credentials, address: str | None) -> asyncio.Task[Login]:
+        """Ask the providers. address: where a failure is counted; None: nowhere."""
+        if address:
             self._attempts.begin(address, folded(credentials.user))
-        attempt = self._attempt(credentials, None if recognised else address)
-        task = asyncio.create_task(attempt, name="log in")
+        task = asyncio.create_task(self._attempt(credentials, address), name="log in")
         self._under_way[credentials.digest] = task
         task.add_done_callback(lambda done: self._ended(credentials.digest, done))
         return task
@@ -78,12 +95,9 @@ class Authentication:
             log.error("error in a log-in", exc_info=error)  # everybody who waited for it may have left
 
     async def _attempt(self, credentials: Credentials, address: str | None) -> Login:
-        """address: where a failure is counted; None: nowhere."""
         try:
             login = await self._ask(credentials)
-            self._recognised.put(credentials.digest, None)
         except WrongCredentials:
-            self._recognised.forget(credentials.digest)
             raise
         except Refused:  # could not be found out: no guess
             self._take_back(credentials, address)

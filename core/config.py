@@ -157,10 +157,14 @@ _EXPECTED = {
 
 def _explain(model: type[Section], problem: Any, above: tuple[str, ...]) -> str:
     """One pydantic error as a line: key path, what is accepted, what was found."""
-    key_path = _key_path((*above, *problem["loc"]))
+    location = (*above, *problem["loc"])
+    key_path = _key_path(location if model.shows_values else tuple(map(shown_key, location)))
     kind = problem["type"]
     if kind == "extra_forbidden":
-        return f"{key_path}: unknown key{_suggestion(model, problem['loc'])}"
+        suggestion = _suggestion(model, problem["loc"])
+        if not (model.shows_values or suggestion.startswith(", did you mean")):
+            return f"{_key_path(tuple(map(shown_key, location[:-1])))}: has an unknown key{suggestion}"
+        return f"{key_path}: unknown key{suggestion}"
     if kind == "missing":
         return f"{key_path}: is missing"
     if kind == "value_error":
@@ -172,6 +176,14 @@ def _explain(model: type[Section], problem: Any, above: tuple[str, ...]) -> str:
         expected = message.removeprefix("Input should be ")
     found = _found(problem["input"]) if model.shows_values else _kind(problem["input"])
     return f"{key_path}: expected {expected}, got {found}"
+
+
+def shown_key(key: int | str) -> int | str:
+    """A key of a file with passwords: a slip may have made one of `alice: secret`, so only its beginning."""
+    if isinstance(key, int):
+        return key
+    beginning = re.split(r"[\s:=]", key, maxsplit=1)[0]
+    return beginning if beginning == key else f"{beginning}..."
 
 
 def _key_path(location: tuple[int | str, ...]) -> str:

@@ -202,7 +202,7 @@ class Fanout:
 
     def change_rights(self, subscriber: Subscriber, rights: Rights) -> None:
         """From now on the subscriber sees what these rights allow."""
-        reduced = not subscriber.rights.sees <= rights.sees
+        reduced = not rights.see_all_of(subscriber.rights)
         if subscriber not in self._reading:
             self._flush(self._channels[_key(subscriber)])  # which may make it fall behind
         if subscriber in self._reading:

@@ -130,8 +130,8 @@ def problem_with_user(user: str) -> str | None:
     """Why this can be nobody's name; None if it can."""
     if not user or ":" in user:
         return "a user's name is not empty and has no colon"
-    if user != user.strip() or _has(user, "Cc", "Cf"):
-        return "a user's name has no spaces around it and no control or format characters"
+    if user != user.strip() or _has(user, "Cc", "Cf", "Cs"):
+        return "a user's name has no spaces around it and no control, format or half characters"
     return None
 
 
@@ -139,8 +139,8 @@ def problem_with_password(password: str) -> str | None:
     """Why this can be nobody's password; None if it can."""
     if not password:
         return "a password is not empty"  # to a directory, an empty one means: as nobody, and that succeeds
-    if _has(password, "Cc"):
-        return "a password has no control characters"  # RFC 7617 section 2
+    if _has(password, "Cc", "Cs"):
+        return "a password has no control characters and no half ones"  # RFC 7617 section 2, surrogates
     return None
 
 

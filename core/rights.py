@@ -31,6 +31,10 @@ class Rights(NamedTuple):
         """Whether an event with all of these secure topics may be published."""
         return secure_topics <= self.says
 
+    def see_all_of(self, other: "Rights") -> bool:
+        """Whether all that others may see may be seen with these, too."""
+        return all(any(segment <= topics for segment in self.sees) for topics in other.sees)
+
     def __or__(self, other: "Rights") -> "Rights":
         return Rights(self.sees | other.sees, self.says | other.says)
 

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
-from core.config import build, read_yaml
+from core.config import build, read_yaml, shown_key
 from core.errors import RETRY_AFTER, ConfigError, Refused
 from core.expiring import Expiring
 from core.grants import Grants
@@ -22,6 +22,7 @@ from core.login import (
     Login,
     OpenStreams,
     WrongCredentials,
+    digest_of,
     folded,
     problem_with_password,
     problem_with_user,
@@ -51,7 +52,7 @@ class User(Grants):
 
     shows_values: ClassVar[bool] = False  # in errors: a slip of a key may put the password anywhere
 
-    password: Annotated[str, BeforeValidator(_check_password)]
+    password: Annotated[str, BeforeValidator(_check_password), Field(repr=False)]
 
 
 class Users(NamedTuple):
@@ -89,9 +90,9 @@ def read_users(path: Path) -> Users | None:
 
 def _user(path: Path, name: object, entry: Any) -> User:
     if not isinstance(name, str):
-        raise ConfigError([f"{path}: {name}: expected a user's name (in quotes if it looks like a number)"])
+        raise ConfigError([f"{path}: expected users' names as keys, in quotes if they look like numbers"])
     if problem := problem_with_user(name):
-        raise ConfigError([f"{path}: {name!r}: {problem}"])
+        raise ConfigError([f"{path}: {shown_key(name)}: {problem}"])
     if isinstance(entry, dict):
         entry = {key: value for key, value in entry.items() if value is not None}  # `topics: ~`
     return build(User, entry, path, above=(name,))
@@ -137,13 +138,15 @@ class AclFile:
         self._streams = streams
         self._verifier = ThreadPoolExecutor(_VERIFYING, thread_name_prefix="passwords")
         self._waiting = 0
-        self._right: Expiring[bytes, str] = Expiring(_REMEMBERED_FOR, _MOST_REMEMBERED)  # digest -> password
+        # digest of credentials -> that of the name and what the file had as its password
+        self._right: Expiring[bytes, bytes] = Expiring(_REMEMBERED_FOR, _MOST_REMEMBERED)
         self._use(users)
 
     def _use(self, users: Users | None) -> None:
         self.configured = users is not None
         self._users = users.by_name if users else {}
         self._rights = {name: user.rights for name, user in self._users.items()}
+        self._proofs = {name: digest_of(name, user.password) for name, user in self._users.items()}
         self._folded = {folded(name) for name in self._users}
         classes = {cost_class(user.password): user.password for user in self._users.values()}
         self._decoys = {kind: stored for kind, stored in classes.items() if kind}
@@ -179,13 +182,10 @@ class AclFile:
 
     def recall(self, credentials: Credentials) -> Login | None:
         """A password that was verified a short while ago, and is still the user's."""
-        user = self._users.get(credentials.user)
-        if user is None or self._right.get(credentials.digest) != user.password:
+        name = credentials.user
+        if name not in self._users or self._right.get(credentials.digest) != self._proofs[name]:
             return None
-        return self._login(credentials.user)
-
-    def _login(self, name: str) -> Login:
-        return Login(self, name, self._rights[name], self._users[name].password)
+        return Login(self, name, self._rights[name], self._proofs[name])
 
     async def log_in(self, credentials: Credentials) -> Login | None:
         """Raises Refused(503) if too many are waiting."""
@@ -195,9 +195,10 @@ class AclFile:
                 await self.pretend()
                 raise WrongCredentials
             return None
+        proof = self._proofs[credentials.user]
         if not await self._verify(user.password, credentials.password):
             raise WrongCredentials
-        self._right.put(credentials.digest, user.password)
+        self._right.put(credentials.digest, proof)
         if login := self.recall(credentials):
             return login
         raise WrongCredentials  # by now: the file was read meanwhile
@@ -229,5 +230,4 @@ class AclFile:
 
     def rights_by_now(self, login: Login) -> Rights | None:
         """None if the user, or the password that was shown, is no longer in the file."""
-        user = self._users.get(login.user)
-        return self._rights[login.user] if user and user.password == login.proof else None
+        return self._rights[login.user] if self._proofs.get(login.user) == login.proof else None

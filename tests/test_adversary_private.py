@@ -292,7 +292,6 @@ async def test_a_secure_topic_that_is_taken_away_is_refused(start_daemon: StartD
     writer.close()
 
 
-@pytest.mark.xfail(strict=True, reason="rights are looked at before the body, and not again after it")
 @pytest.mark.parametrize("acl", [OUT["removed"], LESS["no rights"]])
 async def test_a_body_that_takes_its_time_publishes_nothing_when_the_right_is_gone(
     start_daemon: StartDaemon, acl: dict[str, Any]
@@ -354,7 +353,6 @@ async def test_a_slow_reader_gets_nothing_more_of_what_waited_for_it(
     assert NUMBER not in numbers
 
 
-@pytest.mark.xfail(strict=True, reason="a segment less counts as fewer rights, although another holds it")
 async def test_a_slow_reader_who_may_see_more_keeps_its_stream(start_daemon: StartDaemon) -> None:
     """And gets all that waits for it."""
     server = start_daemon({"server": {"subscriber_buffer": "64 MiB"}}, acl=ACL)
