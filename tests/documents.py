@@ -28,6 +28,7 @@ VARIABLE = {
     r"^(X-Subscribers|X-Requests): \d+": r"\1: <number>",
     r"^Date: .*": "Date: <date>",
     r"PyPubSub/[0-9.]+": "PyPubSub/<version>",
+    r"\$[\w+/]{22}\$[\w+/]{43}$": "$<salt>$<hash>",
 }
 
 
