@@ -171,10 +171,11 @@ class Scenario:
     async def check_stream(self, expected: list[str]) -> None:
         """Check what the last stream shows next, past pings that are not expected."""
         for text in expected:
-            line = self._first_line or await next_line(self.streams[-1].stdout)
-            self._first_line = None
-            while plain(line) != plain(text) and line.startswith(PING):
-                line = await next_line(self.streams[-1].stdout)
+            async with asyncio.timeout(TIMEOUT):
+                line = self._first_line or await next_line(self.streams[-1].stdout)
+                self._first_line = None
+                while plain(line) != plain(text) and line.startswith(PING):
+                    line = await next_line(self.streams[-1].stdout)
             assert plain(line) == plain(text)
 
 
