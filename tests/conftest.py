@@ -10,6 +10,7 @@ import pytest
 from daemon import Acl, Daemon
 from slapd import Slapd
 
+pytest.register_assert_rewrite("documents", "installation")  # where tests' own assertions stand
 os.environ.pop("PYTHONUNBUFFERED", None)  # programs under test run as they do elsewhere
 
 

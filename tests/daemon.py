@@ -63,6 +63,9 @@ class Daemon:
         self.config = merged(DEFAULT_CONFIG, config or {})
         self._files = files  # that it may open
         self.environment: dict[str, str] = {}  # beside that of the tests
+        self.cwd = ROOT
+        self.command = [sys.executable, "pypubsub.py"]
+        self.command += ["--config", str(self.config_path), "--acl", str(self.acl_path)]
         self.options: list[str] = []  # of the command line, beside the two files
         self.port = free_port()
         self.log: list[str] = []
@@ -90,10 +93,9 @@ class Daemon:
         self.config["server"].setdefault("port", self.port)
         self.config_path.write_text(yaml.safe_dump(self.config))
         limit = ["prlimit", f"--nofile={self._files}"] if self._files else []
-        options = ["--config", str(self.config_path), "--acl", str(self.acl_path), *self.options]
         self._process = subprocess.Popen(
-            [*limit, sys.executable, "pypubsub.py", *options],
-            cwd=ROOT,
+            [*limit, *self.command, *self.options],
+            cwd=self.cwd,
             env=os.environ | self.environment,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

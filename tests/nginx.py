@@ -1,12 +1,15 @@
-"""A real nginx before the daemon, configured with the `location` block of README.md as it stands there."""
+"""A real nginx: with any servers, or before the daemon with the `location` block of README.md as it is."""
 
 import os
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,16 +34,19 @@ http {{
     fastcgi_temp_path {directory}/fastcgi;
     uwsgi_temp_path {directory}/uwsgi;
     scgi_temp_path {directory}/scgi;
-    server {{
-        listen 127.0.0.1:{port} reuseport;
-        {location}
-    }}
-    server {{
-        listen 127.0.0.1:{tls_port} ssl reuseport;
-        ssl_certificate {directory}/crt;
-        ssl_certificate_key {directory}/key;
-        {location}
-    }}
+    {servers}
+}}
+"""
+PLAIN_AND_TLS = """
+server {{
+    listen 127.0.0.1:{port} reuseport;
+    {location}
+}}
+server {{
+    listen 127.0.0.1:{tls_port} ssl reuseport;
+    ssl_certificate {directory}/crt;
+    ssl_certificate_key {directory}/key;
+    {location}
 }}
 """
 
@@ -63,43 +69,24 @@ def reserved_port() -> socket.socket:
     return reserving
 
 
-class Nginx:
-    """nginx on two ports of its own, one with TLS. To be used in `with`.
+class NginxProcess:
+    """nginx with any servers, at first none. To be used in `with`.
 
-    directory: for its configuration, log and other files. upstream: the port of the daemon on 127.0.0.1.
+    directory: for its configuration, log and other files.
     """
 
-    def __init__(self, directory: Path, upstream: int) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._upstream = upstream
         self._log = directory / "error.log"
-        self._reserved = reserved_port(), reserved_port()
-        self.port, self.tls_port = (reserving.getsockname()[1] for reserving in self._reserved)
-        self._authority = trustme.CA()
+        files = ["-p", directory, "-c", directory / "nginx.conf", "-e", self._log]
+        self._command = [str(BINARY), *map(str, files)]
+        self.configure("")
 
     def __enter__(self) -> Self:
         assert BINARY is not None, "nginx is not installed"
-        pair = self._authority.issue_cert("127.0.0.1")
-        pair.cert_chain_pems[0].write_to_path(self._directory / "crt")
-        pair.private_key_pem.write_to_path(self._directory / "key")
-        configuration = CONFIGURATION.format(
-            user="user root root;" if os.geteuid() == 0 else "",  # or its workers could not read these files
-            directory=self._directory,
-            log=self._log,
-            port=self.port,
-            tls_port=self.tls_port,
-            location=documented_location().replace(
-                DOCUMENTED_UPSTREAM, f"http://127.0.0.1:{self._upstream};"
-            ),
-        )
-        (self._directory / "nginx.conf").write_text(configuration)
-        self._process = subprocess.Popen(
-            [BINARY, "-p", self._directory, "-c", self._directory / "nginx.conf", "-e", self._log],
-            stdin=subprocess.DEVNULL,
-        )
+        self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL)
         try:
-            for port in (self.port, self.tls_port):
-                self._wait_for(port)
+            self._wait_until_started()
         except BaseException:
             self._stop()
             raise
@@ -111,31 +98,94 @@ class Nginx:
         self._stop()
         print(self.log)  # pytest shows it if the test has failed
 
-    def trusting(self) -> ssl.SSLContext:
-        """A client's TLS context that trusts its certificate."""
-        context = ssl.create_default_context()
-        self._authority.configure_trust(context)
-        return context
+    def configure(self, servers: str) -> None:
+        """Put its `server` blocks in place, for the next start or reload."""
+        configuration = CONFIGURATION.format(
+            user="user root root;" if os.geteuid() == 0 else "",  # or its workers could not read these files
+            directory=self._directory,
+            log=self._log,
+            servers=servers,
+        )
+        (self._directory / "nginx.conf").write_text(configuration)
+
+    def check(self) -> None:
+        """`nginx -t`, which must find nothing wrong with the configuration."""
+        checked = subprocess.run([*self._command, "-t"], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stderr
+        assert "[warn]" not in checked.stderr
+
+    def reload(self, port: int) -> None:
+        """`systemctl reload nginx`, until it listens on this port."""
+        self._process.send_signal(signal.SIGHUP)
+        self.wait_for(port)
 
     @property
     def log(self) -> str:
         """What it has complained of."""
         return self._log.read_text() if self._log.exists() else ""
 
-    def _wait_for(self, port: int, timeout: float = 10) -> None:
+    def wait_for(self, port: int) -> None:
+        """Wait until it listens on this port."""
+        self._wait_until(partial(listens, port), f"listen on {port}")
+
+    def _wait_until_started(self) -> None:
+        """Wait until it can take signals."""
+        self._wait_until(lambda: "start worker process " in self.log, "start")
+
+    def _wait_until(self, happened: Callable[[], bool], what: str, timeout: float = 10) -> None:
         deadline = time.monotonic() + timeout
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                return
-            except ConnectionRefusedError:
-                assert self._process.poll() is None, f"nginx has ended: {self.log}"
-                assert time.monotonic() < deadline, f"nginx does not listen: {self.log}"
+        while not happened():
+            assert self._process.poll() is None, f"nginx has ended: {self.log}"
+            assert time.monotonic() < deadline, f"nginx does not {what}: {self.log}"
+            time.sleep(0.01)
 
     def _stop(self) -> None:
         self._process.terminate()
+        self._process.wait(10)
+
+
+class Nginx(NginxProcess):
+    """On two ports of its own, one with TLS. upstream: the port of the daemon on 127.0.0.1."""
+
+    def __init__(self, directory: Path, upstream: int) -> None:
+        super().__init__(directory)
+        self._reserved = reserved_port(), reserved_port()
+        self.port, self.tls_port = (reserving.getsockname()[1] for reserving in self._reserved)
+        self._authority = trustme.CA()
+        pair = self._authority.issue_cert("127.0.0.1")
+        pair.cert_chain_pems[0].write_to_path(directory / "crt")
+        pair.private_key_pem.write_to_path(directory / "key")
+        self.configure(
+            PLAIN_AND_TLS.format(
+                directory=directory,
+                port=self.port,
+                tls_port=self.tls_port,
+                location=documented_location().replace(DOCUMENTED_UPSTREAM, f"http://127.0.0.1:{upstream};"),
+            )
+        )
+
+    def trusting(self) -> ssl.SSLContext:
+        """A client's TLS context that trusts its certificate."""
+        context = ssl.create_default_context()
+        self._authority.configure_trust(context)
+        return context
+
+    def _wait_until_started(self) -> None:
+        for port in (self.port, self.tls_port):
+            self.wait_for(port)
+
+    def _stop(self) -> None:
         try:
-            self._process.wait(10)
+            super()._stop()
         finally:
             for reserving in self._reserved:
                 reserving.close()
+
+
+def listens(port: int) -> bool:
+    """Whether somebody listens on a port of 127.0.0.1."""
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True

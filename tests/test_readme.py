@@ -1,24 +1,19 @@
 """README.md tells the truth: its commands are run against a daemon, as they stand there.
 
-What is run is every line of an `sh` block that names 127.0.0.1:2069. A `text` block is what the commands of
-the block above it print; a `json` block is what the section's last stream shows next. Cursors, times and
-counts may differ. A section is a scenario of its own: its streams stay open until it ends. A `yaml` block
-is what its daemon is configured with, or its ACL file.
+What is run is every line of an `sh` block that names 127.0.0.1:2069; documents.py says what it must print. A
+section is a scenario of its own: its streams stay open until it ends. A `yaml` block is what its daemon is
+configured with, or its ACL file.
 """
 
 import asyncio
 import contextlib
-import os
 import re
 import shlex
 import shutil
-import signal
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -26,19 +21,12 @@ import yaml
 from core.config import Section, build
 from core.settings import Config
 from daemon import ROOT, Daemon, merged
+from documents import Block, Scenario, next_line, sections, skip_without, started, yaml_of
 from wire import TIMEOUT
 
 README = (ROOT / "README.md").read_text()
 ADDRESS = "127.0.0.1:2069"
 PYTHON = ".venv/bin/python"
-PING = '{"stillalive": '
-VARIABLE = {
-    r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}": "<cursor>",
-    r"\b\d{10}\.\d+": "<seconds>",
-    r"^(X-Subscribers|X-Requests): \d+": r"\1: <number>",
-    r"^Date: .*": "Date: <date>",
-    r"PyPubSub/[0-9.]+": "PyPubSub/<version>",
-}
 SNIPPETS = {  # language of a block -> how to run it, beside which client
     "python": ([sys.executable, "-u"], "python/client.py"),
     "js": (["node"], "nodejs/client.js"),
@@ -48,143 +36,20 @@ SNIPPETS = {  # language of a block -> how to run it, beside which client
 StartDaemon = Callable[..., Daemon]
 
 
-class Block(NamedTuple):
-    """A fenced block of code."""
-
-    language: str
-    lines: list[str]
-
-    @property
-    def commands(self) -> list[str]:
-        """The lines that talk to the daemon."""
-        return [line for line in self.lines if self.language == "sh" and ADDRESS in line]
+def commands_of(block: Block) -> list[str]:
+    """The lines that talk to the daemon."""
+    return [line for line in block.lines if block.language == "sh" and ADDRESS in line]
 
 
-def sections() -> Iterator[tuple[str, list[Block]]]:
-    """The headings of the README, each with the blocks below it."""
-    heading, blocks, inside = "", list[Block](), False
-    for line in README.splitlines():
-        if line.startswith("```"):
-            inside = not inside
-            if inside:
-                blocks.append(Block(line.removeprefix("```"), []))
-        elif inside:
-            blocks[-1].lines.append(line)
-        elif line.startswith("#"):
-            yield heading, blocks
-            heading, blocks = line.lstrip("# "), []
-    assert not inside, "a block of code has no end"
-    yield heading, blocks
-
-
-SECTIONS = {heading: blocks for heading, blocks in sections() if any(block.commands for block in blocks)}
+SECTIONS = {
+    heading: blocks for heading, blocks in sections(README) if any(commands_of(block) for block in blocks)
+}
 
 
 def program_of(command: str) -> str:
     """The first program of a command."""
     program = shlex.split(command)[0]
     return sys.executable if program == PYTHON else program
-
-
-def runs_a_client(command: str) -> bool:
-    """Whether it is one of the clients that a command runs, not curl."""
-    return " clients/" in command
-
-
-def follows(command: str) -> bool:
-    """Whether a command goes on for ever."""
-    if runs_a_client(command):
-        return " publish " not in command
-    return re.search(r"\bcurl -s?N", command) is not None
-
-
-def plain(line: str) -> str:
-    """A line without what differs from run to run."""
-    for pattern, name in VARIABLE.items():
-        line = re.sub(pattern, name, line)
-    return line
-
-
-async def next_line(stream: asyncio.StreamReader | None) -> str:
-    """The next line of a program's output."""
-    assert stream is not None
-    async with asyncio.timeout(TIMEOUT):
-        line = await stream.readline()
-    assert line.endswith(b"\n"), f"the program ended with {line!r}"
-    return line.decode().rstrip("\r\n")
-
-
-@asynccontextmanager
-async def started(*words: str | Path, cwd: Path = ROOT) -> AsyncIterator[Process]:
-    """A program, ended at the end with all that it has started."""
-    process = await asyncio.create_subprocess_exec(
-        *words,
-        cwd=cwd,
-        stdin=DEVNULL,
-        stdout=PIPE,
-        stderr=PIPE,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.communicate()
-
-
-class Scenario:
-    """The commands of a section on their way, against one daemon."""
-
-    def __init__(self, daemon: Daemon, running: contextlib.AsyncExitStack) -> None:
-        self._daemon = daemon
-        self._running = running
-        self._printed: list[str] | None = None  # by the last block's commands; None: one of them is a stream
-        self._stream: Process | None = None  # the last one
-        self._first_line: str | None = None  # of it, if that was read and not yet checked
-
-    async def run(self, commands: list[str]) -> None:
-        """Run the commands of a block; a stream is left running as soon as it is there."""
-        self._printed = []
-        for command in commands:
-            here = ["sh", "-c", for_daemon(command, self._daemon)]
-            if follows(command):
-                self._stream = await self._running.enter_async_context(started(*here))
-                self._first_line = await first_line(self._stream, shows_pings=not runs_a_client(command))
-                self._printed = None
-                continue
-            async with started(*here) as process, asyncio.timeout(TIMEOUT):
-                printed, complaints = await process.communicate()
-            assert process.returncode == 0, complaints
-            self._printed = (self._printed or []) + [
-                line.rstrip("\r") for line in printed.decode().splitlines()
-            ]
-
-    async def check_printed(self, expected: list[str]) -> None:
-        """Check what the last block's commands print."""
-        if self._printed is None:
-            await self.check_stream(expected)
-        else:
-            assert list(map(plain, self._printed)) == list(map(plain, expected))
-
-    async def check_stream(self, expected: list[str]) -> None:
-        """Check what the last stream shows next, past pings that are not expected."""
-        assert self._stream is not None
-        for text in expected:
-            line = self._first_line or await next_line(self._stream.stdout)
-            self._first_line = None
-            while plain(line) != plain(text) and line.startswith(PING):
-                line = await next_line(self._stream.stdout)
-            assert plain(line) == plain(text)
-
-
-async def first_line(process: Process, *, shows_pings: bool) -> str | None:
-    """Wait until a stream is there; its first line, if there is one before the first event."""
-    if shows_pings:
-        return await next_line(process.stdout)
-    while "following" not in await next_line(process.stderr):
-        pass
-    return None
 
 
 def for_daemon(text: str, daemon: Daemon) -> str:
@@ -194,21 +59,8 @@ def for_daemon(text: str, daemon: Daemon) -> str:
 
 def configuration(heading: str, directory: Path) -> dict[str, Any]:
     """What a section configures; a file that it names is put into that directory."""
-    text = "\n".join(yaml_blocks(heading, acl=False))
+    text = "".join(yaml_of(SECTIONS[heading], acl=False))
     return yaml.safe_load(re.sub(r"storage: (\S+)", rf"storage: {directory}/\1", text)) or {}
-
-
-def yaml_blocks(heading: str, *, acl: bool) -> Iterator[str]:
-    """The settings in a section, or what stands in the ACL file."""
-    for block in SECTIONS[heading]:
-        if block.language == "yaml" and (block.lines[0] == "# pypubsub_acl.yaml") == acl:
-            yield "\n".join(block.lines)
-
-
-def skip_without(program: str) -> None:
-    """Skip a test whose program a user's machine may lack."""
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
@@ -217,15 +69,15 @@ async def test_commands_do_what_the_readme_says(
 ) -> None:
     """The commands of a section print what the blocks below them hold."""
     for block in SECTIONS[heading]:
-        for command in block.commands:
+        for command in commands_of(block):
             skip_without(program_of(command))
     settings = merged({"server": {"ping_interval": 0.5}}, configuration(heading, tmp_path))
-    daemon = start_daemon(settings, acl="".join(yaml_blocks(heading, acl=True)))
+    daemon = start_daemon(settings, acl="".join(yaml_of(SECTIONS[heading], acl=True)))
     async with contextlib.AsyncExitStack() as running:
-        scenario = Scenario(daemon, running)
+        scenario = Scenario(running)
         for block in SECTIONS[heading]:
-            if block.commands:
-                await scenario.run(block.commands)
+            if commands := commands_of(block):
+                await scenario.run(for_daemon(command, daemon) for command in commands)
             elif block.language == "text":
                 await scenario.check_printed(block.lines)
             elif block.language == "json":
@@ -253,7 +105,7 @@ async def test_programs_in_the_readme_follow(
 
 def test_every_curl_line_is_run() -> None:
     """No curl line with an address stands anywhere but where the test above finds it."""
-    run = [command for blocks in SECTIONS.values() for block in blocks for command in block.commands]
+    run = [command for blocks in SECTIONS.values() for block in blocks for command in commands_of(block)]
     lines = [line for line in README.splitlines() if re.search(r"\bcurl\b.*://", line)]
     assert len(lines) > 20
     assert [line for line in lines if line not in run] == []
@@ -261,7 +113,7 @@ def test_every_curl_line_is_run() -> None:
 
 def test_make_run_prints_the_lines_to_try() -> None:
     """The lines that `make run` prints are the first ones of the README."""
-    subscribe, publish = (block.commands[0] for block in SECTIONS["Try it"][:2])
+    subscribe, publish = (commands_of(block)[0] for block in SECTIONS["Try it"][:2])
     recipe = (ROOT / "Makefile").read_text().replace("'\\''", "'")
     assert subscribe in recipe
     assert publish in recipe

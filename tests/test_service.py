@@ -1,40 +1,23 @@
 """pypubsub.service, as systemd would take it, with the paths of /opt replaced by those of a test."""
 
-import configparser
 import shlex
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from core.settings import Config
 from daemon import ROOT, Daemon
-
-UNIT = ROOT / "pypubsub.service"
-INSTALLED = "/opt/pypubsub"
+from installation import UNIT, install, service_of
 
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """A folder laid out as /opt/pypubsub, and the unit in it, with this folder's name for that one."""
-    python = tmp_path / ".venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
-    python.chmod(0o755)
-    for name in ("pypubsub.py", "pypubsub.yaml"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / UNIT.name).write_text(UNIT.read_text().replace(INSTALLED, str(tmp_path)))
+    """An installation."""
+    install(tmp_path)
     return tmp_path
-
-
-def service_of(unit: Path) -> Mapping[str, str]:
-    """The settings of a unit's section [Service]."""
-    parser = configparser.ConfigParser(interpolation=None)
-    parser.read(unit)
-    return parser["Service"]
 
 
 def test_systemd_finds_nothing_wrong(installed: Path) -> None:
