@@ -6,6 +6,12 @@ runs down _subscribe(): what is asked for, the stream's head, then the subscribe
 gone. What both need, and what plugins have to name, lives in core/.
 """
 
+import signal
+
+RELOADS = {signal.SIGHUP, signal.SIGUSR2}
+# before anything that takes time: they would end the process, and wait instead until the server handles them
+signal.pthread_sigmask(signal.SIG_BLOCK, RELOADS)
+
 import argparse
 import asyncio
 import errno
@@ -14,7 +20,6 @@ import json
 import logging
 import math
 import os
-import signal
 import ssl
 import sys
 import time
@@ -53,7 +58,8 @@ from core.idempotency import ask_again
 from core.intake import Intake
 from core.login import AUTHENTICATE, Login, NoStreams, WrongCredentials, problem_with_password
 from core.refusals import Refusals
-from core.replay import replay_request
+from core.replay import Placement, ReplayRequest, replay_request
+from core.rights import Rights
 from core.settings import BacklogConfig, Config, load
 from core.store import PORTION, Accepted
 from core.subscriber import Subscriber
@@ -139,6 +145,7 @@ class Server:
                 for task in lasting:
                     task.cancel()
         finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, RELOADS)  # asyncio takes its handlers away in the end
             await self._runner.cleanup()
             await self._authentication.stop()
             for provider in self._providers:
@@ -155,8 +162,9 @@ class Server:
         loop.set_exception_handler(self._on_loop_error)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal, number)
-        for number in (signal.SIGHUP, signal.SIGUSR2):
+        for number in RELOADS:
             loop.add_signal_handler(number, self._on_reload_signal, number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, RELOADS)
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Say once in a while that no connection can be accepted; asyncio would a thousand times a second."""
@@ -267,7 +275,7 @@ class Server:
         login = subscriber.login
         if login is None or subscriber.end_reason is not None:
             return
-        rights = login.provider.rights_by_now(login)
+        rights = self._authentication.rights_by_now(login)
         if rights is None:
             subscriber.cut_off("its credentials no longer hold")
         elif rights != subscriber.rights:
@@ -293,16 +301,15 @@ class Server:
         except Refused as refused:
             if request.method == "GET" or isinstance(refused, WrongCredentials | TooManyAttempts):
                 await self._hold_back(arrived)
-            return self.refuse(request, refused)
+            return self._refuse(request, refused, self._shown_peer(request))
         except ConnectionError:
             raise  # nobody is there to be answered
         except Exception:
             log.exception("error in %s %s", request.method, shown_path(request))
             if request.writer.output_size:
                 raise ConnectionError("an answer is under way, which no error can follow") from None
-            return self.refuse(
-                request, Refused(500, "an error in the server, which its log explains", close=True)
-            )
+            failed = Refused(500, "an error in the server, which its log explains", close=True)
+            return self._refuse(request, failed, connection_of(request).peer)
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._stop.is_set():
@@ -330,11 +337,11 @@ class Server:
     def refuse_malformed(self, request: web.BaseRequest, refused: Refused) -> web.StreamResponse:
         """The answer to what never became a request for handle()."""
         self._requests += 1
-        return self.refuse(request, refused)
+        return self._refuse(request, refused, connection_of(request).peer)
 
-    def refuse(self, request: web.BaseRequest, refused: Refused) -> web.StreamResponse:
+    def _refuse(self, request: web.BaseRequest, refused: Refused, peer: str | None) -> web.StreamResponse:
         """The answer to a refused request, which is also logged."""
-        self.note_refusal(refused, f"{request.method} {shown_path(request)}", connection_of(request).peer)
+        self.note_refusal(refused, f"{request.method} {shown_path(request)}", peer)
         response = self._answer(request, refused.status, refused.message, {"error": refused.message})
         response.headers.update(refused.headers)
         if refused.close or self._body_may_never_come(request):
@@ -460,11 +467,8 @@ class Server:
 
     def _check_rights(self, login: Login, path: PublishPath) -> None:
         """Raises WrongCredentials, or Refused(403) for secure topics, by what a user may do by now."""
-        rights = login.provider.rights_by_now(login)
-        if rights is None:
-            raise WrongCredentials
         secured = self._secure_topics & path.all_topics
-        if not rights.may_say(secured):
+        if not self._rights_by_now(login).may_say(secured):
             raise no_right_to(secured)
 
     def _address(self, request: web.BaseRequest) -> str | None:
@@ -475,6 +479,11 @@ class Server:
             request.headers.getall("X-Forwarded-For", ()),
             request.headers.getall("Forwarded", ()),
         )
+
+    def _shown_peer(self, request: web.BaseRequest) -> str | None:
+        """Where a request comes from, for the log."""
+        peer, address = connection_of(request).peer, self._address(request)
+        return peer if address == peer else f"{address or 'an unknown address'} via {peer}"
 
     async def _log_in(self, request: web.BaseRequest, address: str | None) -> Login | None:
         """Who asks, if they say so and it can be told. Raises Refused (401, 429, 503)."""
@@ -541,7 +550,6 @@ class Server:
         subscription = parse_subscription(request.rel_url.raw_path)
         asked = replay_request(request.headers, request.query, time.time())
         login = await self._log_in(request, self._address(request))
-        private = bool(login and login.rights.sees)
         user_agent = request.headers.get("User-Agent", "")
         wire = wire_form(
             http_1_0=request.version < HttpVersion11,
@@ -549,7 +557,7 @@ class Server:
         )
         now = await self._intake.now()
         await self._store.settle(now.position)  # what was stamped before has been delivered
-        placement = await self._store.place(asked, Mark(now.position, now.timestamp), private=private)
+        placement = await self._place(asked, Mark(now.position, now.timestamp), login)
         response = web.StreamResponse(
             headers=self._headers(request)
             | {
@@ -568,7 +576,7 @@ class Server:
         if writer is None or request.transport is None:
             raise ConnectionError("the client left before its stream began")
         connection = connection_of(request)
-        peer = connection.peer or "a peer already gone"
+        peer = self._shown_peer(request) or "a peer already gone"
         subscriber = Subscriber(
             f"{peer} ({login.user})" if login else peer,
             subscription,
@@ -595,6 +603,21 @@ class Server:
                 time.monotonic() - since,
                 subscriber.end_reason or "the client disconnected",
             )
+
+    async def _place(self, asked: ReplayRequest | None, now: Mark, login: Login | None) -> Placement:
+        """Where a subscriber begins to read. Raises Refused(503), WrongCredentials."""
+        while True:
+            private = login is not None and bool(self._rights_by_now(login).sees)
+            placement = await self._store.place(asked, now, private=private)
+            if login is None or bool(self._rights_by_now(login).sees) == private:
+                return placement  # else its rights changed while it was placed
+
+    def _rights_by_now(self, login: Login) -> Rights:
+        """Raises WrongCredentials if there are none any more."""
+        rights = self._authentication.rights_by_now(login)
+        if rights is None:
+            raise WrongCredentials
+        return rights
 
 
 def no_right_to(secured: frozenset[str]) -> Refused:

@@ -8,12 +8,14 @@ credentials are no better than wrong ones then, or the answers would tell them a
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from core.access import site_of
 from core.attempts import Attempts, TooManyAttempts
 from core.errors import Refused
 from core.expiring import Expiring
-from core.login import Credentials, Login, Provider, WrongCredentials, folded, parse_credentials
+from core.login import Credentials, Login, Provider, WrongCredentials, alike, parse_credentials
+from core.rights import Rights
 
 log = logging.getLogger("pypubsub.log-in")
 
@@ -55,9 +57,10 @@ class Authentication:
             raise
 
     async def _identify(self, credentials: Credentials, address: str) -> Login:
-        user = folded(credentials.user)
+        user = alike(credentials.user)
         here = (site_of(address), credentials.digest)
         exempt = here in self._recognised
+        credentials = replace(credentials, recognised=exempt)
         self._attempts.check(address, user, exempt=exempt)
         login = self._recall(credentials)
         if login is None:
@@ -76,14 +79,14 @@ class Authentication:
 
     def _recall(self, credentials: Credentials) -> Login | None:
         for provider in self._providers:
-            if login := provider.recall(credentials):
+            if (login := provider.recall(credentials)) and self.rights_by_now(login) is not None:
                 return login
         return None
 
     def _begin(self, credentials: Credentials, address: str | None) -> asyncio.Task[Login]:
         """Ask the providers. address: where a failure is counted; None: nowhere."""
         if address:
-            self._attempts.begin(address, folded(credentials.user))
+            self._attempts.begin(address, alike(credentials.user))
         task = asyncio.create_task(self._attempt(credentials, address), name="log in")
         self._under_way[credentials.digest] = task
         task.add_done_callback(lambda done: self._ended(credentials.digest, done))
@@ -107,15 +110,31 @@ class Authentication:
 
     def _take_back(self, credentials: Credentials, address: str | None) -> None:
         if address:
-            self._attempts.succeeded(address, folded(credentials.user))
+            self._attempts.succeeded(address, alike(credentials.user))
 
     async def _ask(self, credentials: Credentials) -> Login:
+        refused_by: Provider | None = None
         for provider in self._providers:
-            if login := await provider.log_in(credentials):
+            try:
+                login = await provider.log_in(credentials)
+            except WrongCredentials:
+                refused_by = provider
+                break
+            if login and self.rights_by_now(login) is not None:
                 return login
         for provider in self._providers:
-            await provider.pretend()
+            if provider is not refused_by:
+                await provider.pretend()
         raise WrongCredentials
+
+    def rights_by_now(self, login: Login) -> Rights | None:
+        """What a login is worth by now; None if the same credentials would be refused."""
+        for provider in self._providers:
+            if provider is login.provider:
+                break
+            if provider.claims(login.user):  # since it was given
+                return None
+        return login.provider.rights_by_now(login)
 
     async def stop(self) -> None:
         """End what is under way."""

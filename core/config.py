@@ -5,7 +5,10 @@ where a default stands. Nothing here opens anything but the YAML file itself.
 """
 
 import difflib
+import errno
+import os
 import re
+import stat
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
@@ -80,9 +83,10 @@ def read_yaml(path: Path, keys: str, *, secret: bool = False) -> dict[Any, Any] 
     secret: there are passwords in it. Nothing of it is shown, no key may stand twice, and nulls are left in.
     """
     try:
-        content = yaml.load(path.read_bytes(), _OnceEach if secret else yaml.SafeLoader)  # noqa: S506 (both safe)
-        if not secret:
-            content = _without_nulls(content)
+        if secret:
+            content = yaml.load(_read_regular(path), _OnceEach)  # noqa: S506 (a safe one)
+        else:
+            content = _without_nulls(yaml.safe_load(path.read_bytes()))
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
     except yaml.MarkedYAMLError as error:
@@ -99,6 +103,15 @@ def read_yaml(path: Path, keys: str, *, secret: bool = False) -> dict[Any, Any] 
         found = _kind(content) if secret else _found(content)
         raise ConfigError([f"{path}: expected {keys}, got {found}"])
     return content
+
+
+def _read_regular(path: Path) -> bytes:
+    """All of a file. Raises OSError, also for a pipe, whose end may never come."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file")
+        return file.read()
 
 
 def _unquoted(reason: str, secret: bool) -> str:

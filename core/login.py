@@ -17,6 +17,9 @@ from core.errors import Refused
 from core.rights import Rights
 
 AUTHENTICATE = {"WWW-Authenticate": 'Basic realm="PyPubSub", charset="UTF-8"'}  # RFC 7617
+_MAPPED_TO_NOTHING = {
+    chr(code) for code in (0x34F, 0x1806, *range(0x180B, 0x180E), *range(0xFE00, 0xFE10), 0xFFFC)
+}
 _KEY = secrets.token_bytes(32)  # so that a digest is of no use outside of this process
 
 
@@ -27,6 +30,7 @@ class Credentials:
     user: str
     password: str = field(repr=False)
     digest: bytes = field(repr=False)
+    recognised: bool = False  # they were right a while ago, so this is hardly a guess
 
 
 class WrongCredentials(Refused):
@@ -76,6 +80,9 @@ class Provider(Protocol):
 
     async def pretend(self) -> None:
         """Take as long as for a wrong password, so that nobody can find out which users there are."""
+
+    def claims(self, user: str) -> bool:
+        """Whether this name, however spelled, is for this provider alone, though others may know it too."""
 
     def rights_by_now(self, login: Login) -> Rights | None:
         """What a login for an open stream is worth; None if its credentials would be refused now."""
@@ -151,5 +158,12 @@ def _has(text: str, *categories: str) -> bool:
 
 
 def folded(user: str) -> str:
-    """One spelling for all that a directory takes as the same name (caseIgnoreMatch, RFC 4518)."""
-    return " ".join(unicodedata.normalize("NFKC", user).casefold().split())
+    """One name for spellings that a directory takes as the same, and never for two that it may tell apart."""
+    return " ".join(unicodedata.normalize("NFC", user).lower().split())
+
+
+def alike(user: str) -> str:
+    """One name for all spellings that a directory may take as the same, perhaps for some more (RFC 4518)."""
+    visible = "".join(c for c in user if c not in _MAPPED_TO_NOTHING and not _has(c, "Cf"))
+    lower = unicodedata.normalize("NFKC", visible).casefold().replace("i\u0307", "i")  # of a dotted capital I
+    return " ".join(unicodedata.normalize("NFKC", lower).casefold().split())

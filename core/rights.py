@@ -11,7 +11,7 @@ from core.topics import PRIVATE, PublishPath, Subscription, meets
 Segment = frozenset[str]
 
 EVERY_EVENT: Segment = frozenset()  # written `all` in the files; an empty list there is refused
-MOST_BATCHES = 1000  # that one subscriber's private events are filed under
+MOST_FILED = 2000  # batches that one subscriber's private events are filed under
 
 
 class Rights(NamedTuple):
@@ -52,7 +52,7 @@ def private_batches(subscription: Subscription, sees: frozenset[Segment]) -> Sub
 
     Where that would be too many batches, only what must be held for it to be seen.
     """
-    if len(subscription) * len(sees) > MOST_BATCHES:
+    if len(subscription) * len(sees) > MOST_FILED:
         return sees
     wanted = {batch - {PRIVATE} for batch in subscription}  # which every private event meets
     return frozenset(batch | segment for batch in wanted for segment in sees)

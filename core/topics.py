@@ -13,6 +13,7 @@ Subscription = frozenset[Batch]  # met by an event that has every topic of one b
 
 EVERYTHING: Subscription = frozenset({frozenset()})
 PRIVATE = "private"
+MOST_BATCHES = 200  # of a subscription: each costs memory, and time for each event of a replay
 
 
 class PublishPath(NamedTuple):
@@ -62,6 +63,8 @@ def parse_subscription(raw_path: str) -> Subscription:
     """`/a/b,c/d` -> {{a, b}, {c, d}}; `/` -> every event. Raises Refused(400)."""
     path = _decode(raw_path)
     batches = frozenset(frozenset(topics) for part in path.split(",") if (topics := _split(part)))
+    if len(batches) > MOST_BATCHES:
+        raise Refused(400, f"more than {MOST_BATCHES} alternatives: ask for fewer, or open several streams")
     if batches:
         return batches
     if "," in path:

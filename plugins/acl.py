@@ -22,8 +22,8 @@ from core.login import (
     Login,
     OpenStreams,
     WrongCredentials,
+    alike,
     digest_of,
-    folded,
     problem_with_password,
     problem_with_user,
 )
@@ -34,7 +34,7 @@ from plugins.acl_passwords import cost_class, is_hash, is_password, problem_with
 log = logging.getLogger("pypubsub.acl")
 
 _VERIFYING = 2  # passwords at a time: each may take a core, and 64 MiB
-_MOST_WAITING = 100  # log-ins
+_MOST_WAITING = 100  # log-ins, for each of the two kinds: a flood of guesses does not keep out who is known
 _REMEMBERED_FOR = 60.0  # seconds that right credentials need not be verified again
 _MOST_REMEMBERED = 10_000
 
@@ -94,7 +94,8 @@ def _user(path: Path, name: object, entry: Any) -> User:
     if problem := problem_with_user(name):
         raise ConfigError([f"{path}: {shown_key(name)}: {problem}"])
     if isinstance(entry, dict):
-        entry = {key: value for key, value in entry.items() if value is not None}  # `topics: ~`
+        nothing = [key for key in User.model_fields if entry.get(key, "") is None]  # `topics: ~`
+        entry = {key: value for key, value in entry.items() if key not in nothing}
     return build(User, entry, path, above=(name,))
 
 
@@ -125,6 +126,29 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+class Verifier:
+    """Verifies passwords in threads, so many at a time."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="passwords")
+        self._waiting = 0
+
+    async def verify(self, stored: str, claimed: str) -> bool:
+        """As is_password(). Raises Refused(503) if too many are waiting."""
+        if self._waiting >= _MOST_WAITING:
+            raise Refused(503, "too many log-ins at a time", headers=RETRY_AFTER)
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, is_password, stored, claimed)
+        finally:
+            self._waiting -= 1
+
+    def stop(self) -> None:
+        """Let the threads end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
 class AclFile:
     """A provider of the users in the file.
 
@@ -136,8 +160,8 @@ class AclFile:
     def __init__(self, path: Path, users: Users | None, streams: OpenStreams) -> None:
         self._path = path
         self._streams = streams
-        self._verifier = ThreadPoolExecutor(_VERIFYING, thread_name_prefix="passwords")
-        self._waiting = 0
+        self._guesses = Verifier(_VERIFYING)
+        self._recognised = Verifier(1)
         # digest of credentials -> that of the name and what the file had as its password
         self._right: Expiring[bytes, bytes] = Expiring(_REMEMBERED_FOR, _MOST_REMEMBERED)
         self._use(users)
@@ -147,7 +171,7 @@ class AclFile:
         self._users = users.by_name if users else {}
         self._rights = {name: user.rights for name, user in self._users.items()}
         self._proofs = {name: digest_of(name, user.password) for name, user in self._users.items()}
-        self._folded = {folded(name) for name in self._users}
+        self._alike = {alike(name) for name in self._users}
         classes = {cost_class(user.password): user.password for user in self._users.values()}
         self._decoys = {kind: stored for kind, stored in classes.items() if kind}
 
@@ -156,7 +180,8 @@ class AclFile:
 
     async def stop(self) -> None:
         """Let the threads end."""
-        self._verifier.shutdown(wait=False, cancel_futures=True)
+        self._guesses.stop()
+        self._recognised.stop()
 
     async def reload(self) -> None:
         """Read the file again. What is no longer granted ends at once."""
@@ -191,42 +216,38 @@ class AclFile:
         """Raises Refused(503) if too many are waiting."""
         user = self._users.get(credentials.user)
         if user is None:
-            if folded(credentials.user) in self._folded:  # it must not be somebody else in a directory
+            if self.claims(credentials.user):
                 await self.pretend()
                 raise WrongCredentials
             return None
         proof = self._proofs[credentials.user]
-        if not await self._verify(user.password, credentials.password):
+        if not await self._verify(user.password, credentials):
             raise WrongCredentials
         self._right.put(credentials.digest, proof)
         if login := self.recall(credentials):
             return login
         raise WrongCredentials  # by now: the file was read meanwhile
 
-    async def _verify(self, stored: str, claimed: str) -> bool:
+    async def _verify(self, stored: str, credentials: Credentials) -> bool:
         """A wrong password costs as much as any other of the file would."""
-        kind = cost_class(stored)
-        return await self._in_thread(is_password, stored, claimed) or await self._pretend(claimed, {kind})
+        verifier = self._recognised if credentials.recognised else self._guesses
+        if await verifier.verify(stored, credentials.password):
+            return True
+        await self._pretend(done=cost_class(stored))
+        return False
 
     async def pretend(self) -> None:
         """Verify a password that nobody has."""
-        await self._pretend("\0", set())
+        await self._pretend(done=None)
 
-    async def _pretend(self, claimed: str, done: set[str | None]) -> bool:
+    async def _pretend(self, done: str | None) -> None:
         for kind, stored in self._decoys.items():
-            if kind not in done:
-                await self._in_thread(is_password, stored, claimed)
-        return False
+            if kind != done:
+                await self._guesses.verify(stored, "\0")
 
-    async def _in_thread(self, verify: Any, stored: str, claimed: str) -> bool:
-        if self._waiting >= _MOST_WAITING:
-            raise Refused(503, "too many log-ins at a time", headers=RETRY_AFTER)
-        self._waiting += 1
-        try:
-            loop = asyncio.get_running_loop()
-            return bool(await loop.run_in_executor(self._verifier, verify, stored, claimed))
-        finally:
-            self._waiting -= 1
+    def claims(self, user: str) -> bool:
+        """Whether the file has it: then it is nobody else in a directory, in no spelling."""
+        return alike(user) in self._alike
 
     def rights_by_now(self, login: Login) -> Rights | None:
         """None if the user, or the password that was shown, is no longer in the file."""

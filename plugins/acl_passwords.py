@@ -8,13 +8,15 @@ import argon2
 import bcrypt
 
 _ARGON2ID = re.compile(
-    r"(\$argon2id\$v=\d+\$m=\d+,t=\d+,p=\d+)\$[A-Za-z0-9+/]{11,}\$[A-Za-z0-9+/]{16,}", re.ASCII
+    r"(\$argon2id\$v=19\$m=(\d+),t=(\d+),p=(\d+))\$[A-Za-z0-9+/]{11,}\$[A-Za-z0-9+/]{16,}", re.ASCII
 )
-_BCRYPT = re.compile(r"(\$2[aby]\$(?:0[4-9]|[12][0-9]|3[01]))\$[./A-Za-z0-9]{53}", re.ASCII)
+_BCRYPT = re.compile(r"(\$2[aby]\$(\d\d))\$[./A-Za-z0-9]{53}", re.ASCII)
 _ANY_HASH = re.compile(
     r"\$(argon2[a-z]*|2[a-z]?|[1567]|g?y|apr1|md5|sha1|scrypt|pbkdf2[a-z0-9-]*)\$", re.ASCII
 )  # as Unix and web servers write them
 _BCRYPT_BYTES = 72  # more of a password bcrypt does not look at, and htpasswd and others cut it off there
+_MOST_MEMORY, _MOST_ROUNDS, _MOST_LANES = 1024**2, 20, 16  # KiB (1 GiB), a number, threads
+_MOST_COST = 15  # some seconds: a wrong password costs as much as the costliest hash in the file
 _HASHER: Final = argon2.PasswordHasher()
 
 
@@ -27,8 +29,13 @@ def problem_with_hash(stored: str) -> str | None:
     """What is wrong with a stored password that looks like a hash; None for a good one, or plain text."""
     if not is_hash(stored):
         return None
-    if _ARGON2ID.fullmatch(stored) or _BCRYPT.fullmatch(stored):
-        return None
+    if match := _ARGON2ID.fullmatch(stored):
+        memory, rounds, lanes = map(int, match.groups()[1:])
+        if 8 * lanes <= memory <= _MOST_MEMORY and 1 <= rounds <= _MOST_ROUNDS and 1 <= lanes <= _MOST_LANES:
+            return None
+        return f"an argon2id hash of at most m={_MOST_MEMORY},t={_MOST_ROUNDS},p={_MOST_LANES}"
+    if match := _BCRYPT.fullmatch(stored):
+        return None if 4 <= int(match[2]) <= _MOST_COST else f"a bcrypt hash of cost 4 to {_MOST_COST}"
     return "a whole hash by argon2id or bcrypt (--hash-password makes one)"
 
 

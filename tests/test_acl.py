@@ -26,6 +26,7 @@ from plugins.acl_passwords import cost_class, hash_password, is_password, proble
 StartDaemon = Callable[..., Daemon]
 
 ARGON2ID = hash_password("secret")
+A_HASH = "$argon2id$v=19$m=65536,t=3,p=4$z4UNy+bltuNB0/2b6oOmMQ$xQv1dHxmbMN/FuDHeST2PSAUfE90+G3oCy0DgCcUxAQ"
 BCRYPT = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
 IN_THE_WILD = """\
 # ACL for authenticated users
@@ -95,6 +96,14 @@ BROKEN = [
     ("alice: {password: [SECRET]}", r"alice\.password: .*got a list"),
     ("alice: {password: ''}", r"alice\.password: expected a password is not empty|a password is not empty"),
     ('alice: {password: "SECRET\\n"}', r"alice\.password: .*control characters"),
+    ('alice: {password: "\\ud800"}', r"alice\.password: .*half ones"),
+    ("alice: {password: '$2y$18$" + "a" * 53 + "'}", r"alice\.password: .*bcrypt hash of cost 4 to 15"),
+    (
+        f"alice: {{password: '{A_HASH.replace('t=3', 't=0')}'}}",
+        r"alice\.password: .*argon2id hash of at most",
+    ),
+    (f"alice: {{password: '{A_HASH.replace('m=65536', 'm=4000000')}'}}", r"alice\.password: .*at most m="),
+    ("alice: {password: x, SECRET: ~}", r"alice: has an unknown key"),
     ("alice: {password: ~}", r"alice\.password: is missing"),
     ("alice: {acl: {s: [git]}}", r"alice\.password: is missing"),
     ("alice: {password: '$6$SECRET'}", r"alice\.password: .*argon2id or bcrypt"),
@@ -114,9 +123,10 @@ BROKEN = [
     ("alice: {password: SECRET, topic: [deploy]}", r"alice\.topic: unknown key, did you mean topics\?"),
     ("alice: SECRET", r"alice: expected keys below it, got text"),
     ("alice:", r"alice: expected keys below it, got nothing"),
-    ("12345: {password: SECRET}", r"12345: expected a user's name .*quotes"),
-    ("'a:b': {password: SECRET}", r"'a:b': .*no colon"),
-    ("' alice': {password: SECRET}", r"' alice': .*no spaces around it"),
+    ("12345: {password: SECRET}", r"expected users' names as keys, in quotes"),
+    ("'a:SECRET': {password: SECRET}", r"a\.\.\.: .*no colon"),
+    ("'alice ': {password: SECRET}", r"alice\.\.\.: .*no spaces around it"),
+    ("alice: {password: x, SECRET: y}", r"alice: has an unknown key; known here: acl, password, topics"),
     ("[SECRET]", r"expected users' names as keys, got a list"),
     ("SECRET", r"expected users' names as keys, got text"),
     ("alice: {password: *SECRET}", r"line 1: not YAML"),
@@ -345,6 +355,19 @@ async def test_a_file_that_cannot_be_used_changes_nothing(start_daemon: StartDae
     server.acl_path.unlink()
     server.signal(signal.SIGHUP)
     assert "the rights are as before" in await server.until_logged("is missing or empty")
+
+
+async def test_a_pipe_in_the_place_of_the_file_holds_up_nothing(start_daemon: StartDaemon) -> None:
+    """Reading it would never end, and no reload would follow."""
+    server = start_daemon(acl={"alice": ALICE})
+    server.acl_path.unlink()
+    os.mkfifo(server.acl_path)
+    server.signal(signal.SIGHUP)
+    assert "is no regular file" in await server.until_logged("cannot be read")
+    await server.until_logged("not taken over")
+    server.acl_path.unlink()
+    assert "1 users" in await server.reload({"bob": BOB})
+    assert server.stop() == 0
 
 
 async def test_a_file_that_comes_later_is_taken_over(start_daemon: StartDaemon) -> None:

@@ -28,6 +28,7 @@ def fail(attempts: Attempts, address: str, user: str) -> int:
     """Guess wrong until told to stop. How many guesses there were."""
     for guesses in range(1000):
         try:
+            attempts.check(address, user, exempt=False)
             attempts.begin(address, user)
         except TooManyAttempts:
             return guesses
@@ -40,7 +41,7 @@ def test_a_user_can_be_guessed_at_a_few_times_and_then_slowly() -> None:
     attempts = Attempts(clock)
     assert fail(attempts, "192.0.2.1", "alice") == 10
     with pytest.raises(TooManyAttempts) as refused:
-        attempts.begin("192.0.2.1", "alice")
+        attempts.check("192.0.2.1", "alice", exempt=False)
     assert refused.value.status == 429
     clock.now += int(refused.value.headers["Retry-After"])
     assert fail(attempts, "192.0.2.1", "alice") == 1
@@ -66,6 +67,25 @@ def test_an_address_cannot_try_many_users() -> None:
     while fail(attempts, "192.0.2.1", f"user{users}"):
         users += 1
     assert users == 5
+
+
+def test_who_is_exempt_passes_until_very_many_were_refused() -> None:
+    """Of the same user: else somebody could tell a right guess from wrong ones, as often as they like."""
+    clock = Clock()
+    attempts = Attempts(clock)
+    assert fail(attempts, "192.0.2.1", "alice") == 10
+    for _ in range(98):
+        with pytest.raises(TooManyAttempts):
+            attempts.check("192.0.2.1", "alice", exempt=False)
+    attempts.check("192.0.2.1", "alice", exempt=True)
+    for _ in range(2):
+        with pytest.raises(TooManyAttempts):
+            attempts.check("192.0.2.1", "alice", exempt=False)
+    with pytest.raises(TooManyAttempts):
+        attempts.check("192.0.2.1", "alice", exempt=True)
+    attempts.check("192.0.2.1", "bob", exempt=True)
+    clock.now += 60
+    attempts.check("192.0.2.1", "alice", exempt=True)
 
 
 def test_what_succeeds_is_not_counted() -> None:

@@ -274,3 +274,27 @@ def test_a_directory_that_cannot_be_meant_stops_the_start(start_daemon: StartDae
         start_daemon(settings("ldap://x", acl={"committers": ["a"]}, base_scope="example.org"))
     assert "clients.ldap.acl: expected a dn such as" in str(ended.value)
     assert "clients.ldap.base_scope: expected a dn such as" in str(ended.value)
+
+
+async def test_a_user_who_is_put_into_the_file_is_no_longer_the_directory_s(
+    start_daemon: StartDaemon, slapd: Slapd
+) -> None:
+    """However the name is spelled: what it had open ends, and so the file can lock somebody out at once."""
+    server = start_daemon(settings(slapd.uri), acl="{}")
+    async with server.subscriber("/", login("alice")) as alice, server.subscriber("/", login("bob")) as bob:
+        await server.reload({"ALICE": {"password": "secret"}})
+        await alice.rest()
+        await server.put("/private/commits/core", {"n": 1})
+        assert (await bob.event())["n"] == 1
+    for user in ("alice", "ALICE", "Alice", "al\u0131ce", "al\u0130ce", "\uff21lice"):
+        assert (await server.request("PUT", "/a", {}, basic(user, PASSWORDS["alice"]))).status == 401
+
+
+async def test_the_log_names_the_client_behind_a_proxy(start_daemon: StartDaemon, slapd: Slapd) -> None:
+    """So that an operator can see who guesses."""
+    config = settings(slapd.uri)
+    config["server"]["trusted_proxies"] = ["127.0.0.1"]
+    server = start_daemon(config)
+    headers = basic("alice", "wrong") | {"X-Forwarded-For": "192.0.2.7"}
+    assert (await server.request("PUT", "/a", {}, headers)).status == 401
+    assert "from 192.0.2.7 via 127.0.0.1: 401" in await server.until_logged("refused PUT")
