@@ -89,6 +89,7 @@ def plain_address(text: str) -> str | None:
     return str(address.ipv4() if address.is_ipv4_mapped() else address)
 
 
+@lru_cache(1000)
 def site_of(address: str) -> str:
     """What counts as one address: of IPv6 its /64, since one host may have all of that."""
     return str(IPNetwork(f"{address}/64").cidr) if ":" in address else address

@@ -60,13 +60,12 @@ class Authentication:
         user = alike(credentials.user)
         here = (site_of(address), credentials.digest)
         exempt = here in self._recognised
-        credentials = replace(credentials, recognised=exempt)
         self._attempts.check(address, user, exempt=exempt)
         login = self._recall(credentials)
         if login is None:
             task = self._under_way.get(credentials.digest)
             if task is None:
-                task = self._begin(credentials, None if exempt else address)
+                task = self._begin(replace(credentials, recognised=exempt), None if exempt else address)
             try:
                 # shielded: others may wait for the same, and a guess that is taken back would not be counted
                 login = await asyncio.shield(task)

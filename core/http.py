@@ -7,6 +7,7 @@ handed to whoever Answers, and so is what aiohttp cannot parse.
 import asyncio
 import logging
 import os
+from asyncio.sslproto import SSLProtocol
 from itertools import chain
 from typing import Any, Protocol
 
@@ -35,6 +36,11 @@ MAX_FIELDS = 128  # header fields
 MAX_HEAD = 64 * 1024  # bytes of all header fields together, which stay in memory as long as a stream does
 BODY_TIMEOUT = 60.0  # seconds a request's body may take
 LINGER = 3.0  # seconds that a refused head or body is read on for, so that the answer is not lost to a reset
+
+
+# asyncio keeps a buffer for each connection to read TLS into: of 256 KiB, for records of 16 KiB at most.
+# 300 idle connections took 279 KiB each, and 55 with this.
+SSLProtocol.max_size = 32 * 1024
 
 
 class Answers(Protocol):

@@ -164,6 +164,8 @@ def folded(user: str) -> str:
 
 def alike(user: str) -> str:
     """One name for all spellings that a directory may take as the same, perhaps for some more (RFC 4518)."""
+    if user.isascii():
+        return " ".join(user.lower().split())
     visible = "".join(c for c in user if c not in _MAPPED_TO_NOTHING and not _has(c, "Cf"))
     lower = unicodedata.normalize("NFKC", visible).casefold().replace("i\u0307", "i")  # of a dotted capital I
     return " ".join(unicodedata.normalize("NFKC", lower).casefold().split())

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -398,3 +399,37 @@ def test_the_log_level_is_chosen(server: Daemon, tmp_path: Path) -> None:
     assert run(tmp_path, config=config).stderr.count("\n") > 1
     assert run(tmp_path, "--log-level", "error", config=config).stderr.count("\n") == 1
     assert run(tmp_path, "--log-level", "loud", config=config).returncode == 2
+
+
+def test_a_reload_that_is_asked_for_during_the_start_follows_it(tmp_path: Path) -> None:
+    """From the first lines of the program on: a signal for which nothing is ready would end the process."""
+    server = Daemon(tmp_path)
+    with ThreadPoolExecutor(1) as threads:
+        starting = threads.submit(server.start)
+        while not starting.done() and not blocks(server, signal.SIGHUP):
+            pass
+        server.signal(signal.SIGHUP)
+        starting.result()
+    assert any("SIGHUP: reloading" in line for line in server.log)
+    assert server.stop() == 0
+
+
+async def test_a_reload_that_is_asked_for_during_the_stop_does_not_disturb_it(
+    start_daemon: StartDaemon,
+) -> None:
+    """To its last moment."""
+    server = start_daemon()
+    server.signal(signal.SIGTERM)
+    while server.running:
+        server.signal(signal.SIGHUP)
+        await asyncio.sleep(0)
+    assert server.wait() == 0
+
+
+def blocks(server: Daemon, number: signal.Signals) -> bool:
+    """Whether the process, if it is there already, lets a signal wait."""
+    try:
+        status = Path(f"/proc/{server.pid}/status").read_text()
+    except AssertionError:
+        return False
+    return bool(int(status.partition("SigBlk:")[2].split()[0], 16) & 1 << number - 1)
