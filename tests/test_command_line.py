@@ -404,14 +404,16 @@ def test_the_log_level_is_chosen(server: Daemon, tmp_path: Path) -> None:
 def test_a_reload_that_is_asked_for_during_the_start_follows_it(tmp_path: Path) -> None:
     """From the first lines of the program on: a signal for which nothing is ready would end the process."""
     server = Daemon(tmp_path)
-    with ThreadPoolExecutor(1) as threads:
-        starting = threads.submit(server.start)
-        while not starting.done() and not blocks(server, signal.SIGHUP):
-            pass
-        server.signal(signal.SIGHUP)
-        starting.result()
-    assert any("SIGHUP: reloading" in line for line in server.log)
-    assert server.stop() == 0
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            starting = threads.submit(server.start)
+            while not starting.done() and not blocks(server, signal.SIGHUP):
+                pass
+            server.signal(signal.SIGHUP)
+            starting.result()
+        assert any("SIGHUP: reloading" in line for line in server.log)
+    finally:
+        assert server.stop() == 0
 
 
 async def test_a_reload_that_is_asked_for_during_the_stop_does_not_disturb_it(
