@@ -65,7 +65,8 @@ class Authentication:
         if login is None:
             task = self._under_way.get(credentials.digest)
             if task is None:
-                task = self._begin(replace(credentials, recognised=exempt), None if exempt else address)
+                counted = None if exempt else (address, user)
+                task = self._begin(replace(credentials, recognised=exempt), counted)
             try:
                 # shielded: others may wait for the same, and a guess that is taken back would not be counted
                 login = await asyncio.shield(task)
@@ -82,11 +83,11 @@ class Authentication:
                 return login
         return None
 
-    def _begin(self, credentials: Credentials, address: str | None) -> asyncio.Task[Login]:
-        """Ask the providers. address: where a failure is counted; None: nowhere."""
-        if address:
-            self._attempts.begin(address, alike(credentials.user))
-        task = asyncio.create_task(self._attempt(credentials, address), name="log in")
+    def _begin(self, credentials: Credentials, counted: tuple[str, str] | None) -> asyncio.Task[Login]:
+        """Ask the providers. counted: the address and user that a failure counts against; None: nobody."""
+        if counted:
+            self._attempts.begin(*counted)
+        task = asyncio.create_task(self._attempt(credentials, counted), name="log in")
         self._under_way[credentials.digest] = task
         task.add_done_callback(lambda done: self._ended(credentials.digest, done))
         return task
@@ -96,20 +97,16 @@ class Authentication:
         if not task.cancelled() and not isinstance(error := task.exception(), Refused | None):
             log.error("error in a log-in", exc_info=error)  # everybody who waited for it may have left
 
-    async def _attempt(self, credentials: Credentials, address: str | None) -> Login:
+    async def _attempt(self, credentials: Credentials, counted: tuple[str, str] | None) -> Login:
         try:
             login = await self._ask(credentials)
-        except WrongCredentials:
+        except Refused as refused:
+            if counted and not isinstance(refused, WrongCredentials):  # could not be found out: no guess
+                self._attempts.succeeded(*counted)
             raise
-        except Refused:  # could not be found out: no guess
-            self._take_back(credentials, address)
-            raise
-        self._take_back(credentials, address)
+        if counted:
+            self._attempts.succeeded(*counted)
         return login
-
-    def _take_back(self, credentials: Credentials, address: str | None) -> None:
-        if address:
-            self._attempts.succeeded(address, alike(credentials.user))
 
     async def _ask(self, credentials: Credentials) -> Login:
         refused_by: Provider | None = None

@@ -171,12 +171,14 @@ _EXPECTED = {
 def _explain(model: type[Section], problem: Any, above: tuple[str, ...]) -> str:
     """One pydantic error as a line: key path, what is accepted, what was found."""
     location = (*above, *problem["loc"])
-    key_path = _key_path(location if model.shows_values else tuple(map(shown_key, location)))
+    if not model.shows_values:
+        location = tuple(map(shown_key, location))
+    key_path = _key_path(location)
     kind = problem["type"]
     if kind == "extra_forbidden":
         suggestion = _suggestion(model, problem["loc"])
         if not (model.shows_values or suggestion.startswith(", did you mean")):
-            return f"{_key_path(tuple(map(shown_key, location[:-1])))}: has an unknown key{suggestion}"
+            return f"{_key_path(location[:-1])}: has an unknown key{suggestion}"
         return f"{key_path}: unknown key{suggestion}"
     if kind == "missing":
         return f"{key_path}: is missing"

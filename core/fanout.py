@@ -48,6 +48,7 @@ class Channel:
         "_unwritten",
         "_writes",
         "gathered",
+        "private_batches",
         "queued",
         "rights",
         "round_end",
@@ -58,6 +59,7 @@ class Channel:
 
     def __init__(self, like: Subscriber) -> None:
         self.subscription, self.rights, self.wire = like.subscription, like.rights, like.wire
+        self.private_batches = private_batches(self.subscription, self.rights.sees)
         self.subscribers: set[Subscriber] = set()
         self.gathered: list[bytes] = []
         self.queued = False  # for its turn in Fanout._write_slice()
@@ -179,7 +181,7 @@ class Fanout:
         if channel is None:
             channel = self._channels[key] = Channel(subscriber)
             self._registry.add(channel, channel.subscription)
-            self._private.add(channel, private_batches(channel.subscription, channel.rights.sees))
+            self._private.add(channel, channel.private_batches)
         channel.add(subscriber, self._end)
         self._live += 1
 
@@ -198,7 +200,7 @@ class Fanout:
         if not channel.subscribers:
             del self._channels[key]
             self._registry.remove(channel, channel.subscription)
-            self._private.remove(channel, private_batches(channel.subscription, channel.rights.sees))
+            self._private.remove(channel, channel.private_batches)
 
     def change_rights(self, subscriber: Subscriber, rights: Rights) -> None:
         """From now on the subscriber sees what these rights allow."""

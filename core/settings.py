@@ -97,9 +97,7 @@ class TlsConfig(Section):
     cert: FilePath  # PEM file
     key: FilePath  # PEM file
     chain: FilePath | None = None  # PEM file of intermediate certificates, sent after those in cert
-    client_ca: FilePath | None = (
-        None  # PEM file: whose certificates clients may show; None: they are not asked
-    )
+    client_ca: FilePath | None = None  # PEM file: whose certificates clients may show; None: not asked for
 
 
 class BacklogConfig(Section):
