@@ -416,18 +416,6 @@ def test_a_reload_that_is_asked_for_during_the_start_follows_it(tmp_path: Path) 
         assert server.stop() == 0
 
 
-async def test_a_reload_that_is_asked_for_during_the_stop_does_not_disturb_it(
-    start_daemon: StartDaemon,
-) -> None:
-    """To its last moment."""
-    server = start_daemon()
-    server.signal(signal.SIGTERM)
-    while server.running:
-        server.signal(signal.SIGHUP)
-        await asyncio.sleep(0)
-    assert server.wait() == 0
-
-
 def blocks(server: Daemon, number: signal.Signals) -> bool:
     """Whether the process, if it is there already, lets a signal wait."""
     try:
