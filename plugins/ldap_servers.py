@@ -13,6 +13,7 @@ from functools import partial
 
 from core.login import WrongCredentials
 from core.settings import LdapConfig
+from core.trouble import Trouble
 from plugins.ldap_lookup import Outage, Question, ask
 
 MOST_AT_A_TIME = 4
@@ -22,38 +23,13 @@ _QUIET = 60.0  # seconds from one line of the log to the next about the same tro
 _log = logging.getLogger("pypubsub.ldap")
 
 
-class Trouble:
-    """What the log says of something that fails again and again: that it does, and that it is over.
-
-    At most once a minute, for somebody may be able to bring it about at will.
-    """
-
-    def __init__(self, subject: str) -> None:
-        self._subject = subject
-        self._told: str | None = None  # the reason in the log, while it is the last word there
-        self._quiet_until = 0.0  # monotonic
-
-    def began(self, reason: str) -> None:
-        """It fails, or still does."""
-        if reason != self._told and time.monotonic() >= self._quiet_until:
-            self._told = reason
-            self._quiet_until = time.monotonic() + _QUIET
-            _log.warning("%s cannot be asked: %s", self._subject, reason)
-
-    def ended(self) -> None:
-        """It works, or still does."""
-        if self._told is not None:
-            self._told = None
-            _log.info("%s answers again", self._subject)
-
-
 class Server:
     """One of clients.ldap.uri. pause: seconds for which it is left alone if it does not answer."""
 
     def __init__(self, uri: str, pause: float) -> None:
         self.uri = uri
         self._pause = pause
-        self._trouble = Trouble(f"the directory's server {uri}")
+        self._trouble = trouble(f"the directory's server {uri}")
         self._out_until = 0.0  # monotonic
         self._answered_at = 0.0  # monotonic
 
@@ -87,7 +63,7 @@ class Servers:
         self._config = config
         self._servers = [Server(uri, config.timeout) for uri in config.uri]
         self._first = self._servers[0]  # to be asked
-        self._crowd = Trouble("the directory")
+        self._crowd = trouble("the directory")
         self._pool = ThreadPoolExecutor(MOST_AT_A_TIME, thread_name_prefix="ldap")
         self._free = asyncio.Semaphore(MOST_AT_A_TIME)  # a turn is over when its thread is free again
         self._waiting = 0
@@ -164,3 +140,8 @@ class Servers:
             server.answered()
         elif isinstance(error, Outage):
             server.failed(error, asked_at)
+
+
+def trouble(subject: str) -> Trouble:
+    """What the log says while it cannot be asked: once a minute, for a user may bring it about at will."""
+    return Trouble(_log, f"{subject} cannot be asked: %s", f"{subject} answers again", _QUIET)
