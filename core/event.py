@@ -8,7 +8,7 @@ cannot take, is refused here.
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from core.cursor import Stamp
 from core.errors import Refused
@@ -20,6 +20,13 @@ RESERVED_KEYS = ("pubsub_topics", "pubsub_path", "pubsub_timestamp", "pubsub_cur
 _STAMP_LENGTH = len(', "pubsub_timestamp": 1588132959.6066568, "pubsub_cursor": ""}\n') + 36
 
 sys.set_int_max_str_digits(MAX_INTEGER_DIGITS)
+
+
+class Draft(NamedTuple):
+    """An event that has no stamp yet."""
+
+    path: PublishPath
+    opening: str  # from parse_payload
 
 
 class Event:
@@ -41,7 +48,7 @@ def parse_payload(body: bytes, path: PublishPath, max_line_size: int) -> str:
     max_line_size: bytes that the finished line may have.
     Raises Refused: 400 for what is no acceptable JSON object, 413 for a line that would be too long.
     """
-    return opening_of(_object(body), path, max_line_size)
+    return opening_of(json_object(_decode(body)), path, max_line_size)
 
 
 def opening_of(payload: dict[str, Any], path: PublishPath, max_line_size: int) -> str:
@@ -80,12 +87,17 @@ def parse_ndjson(body: bytes, path: PublishPath, max_line_size: int) -> Iterator
         raise Refused(400, "there is no event in the body: expected a JSON object on each line")
 
 
-def _object(body: bytes) -> dict[str, Any]:
-    """The JSON object in a body. Raises Refused(400)."""
+def _decode(body: bytes) -> str:
     try:
-        value = json.loads(body.decode("utf-8"))
+        return body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Refused(400, f"the body is not UTF-8 (at byte {error.start})") from None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The JSON object that a payload is. Raises Refused(400)."""
+    try:
+        value = json.loads(text)
     except RecursionError:
         raise Refused(400, _TOO_DEEP) from None
     except json.JSONDecodeError as error:

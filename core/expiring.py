@@ -29,12 +29,12 @@ class Expiring(Generic[K, V]):
         """The value, None if there is none any more."""
         return self._entries[key][0] if key in self else None
 
-    def put(self, key: K, value: V) -> None:
-        """Remember a value from now on."""
+    def put(self, key: K, value: V, age: float = 0.0) -> None:
+        """Remember a value from now on, or since so many seconds; older ones must have been put before."""
         now = self._clock()
-        self._entries[key] = (value, now)
+        self._entries[key] = (value, now - age)
         self._entries.move_to_end(key)
-        while (
+        while self._entries and (
             len(self._entries) > self._limit or next(iter(self._entries.values()))[1] + self._lifetime <= now
         ):
             self._entries.popitem(last=False)

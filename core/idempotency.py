@@ -1,4 +1,6 @@
-"""The answers remembered for publishers who ask twice (Idempotency-Key), for a while and up to a number.
+"""What was published before, remembered for a while and up to a number.
+
+That is the answers to publishers who ask twice (Idempotency-Key), and the items of queues.
 
 An answer is remembered by two digests of fixed size, of what was asked for and of the body, while paths and
 bodies may be long.
@@ -14,6 +16,7 @@ from typing import Generic, NamedTuple, TypeVar
 from core.errors import Refused
 
 MAX_REMEMBERED = 100_000
+MAX_ITEMS = 120_000  # of each queue: as many as SQS lets its readers hold without deleting them
 _KEY = re.compile(r"[!-~]{1,255}")
 
 A = TypeVar("A")
@@ -24,6 +27,14 @@ class Ask(NamedTuple):
 
     scope: bytes  # digest: the same key of another publisher, or on another path, is another key
     body: bytes  # digest
+
+
+class Item(NamedTuple):
+    """The item of a queue that an event came from, remembered so that none is published twice."""
+
+    queue: str
+    id: bytes  # digest of what the queue calls it
+    window: float  # seconds that it is remembered
 
 
 class _Remembered(NamedTuple, Generic[A]):
@@ -89,6 +100,11 @@ def ask_again(publisher: str, path: str, key: str, body: bytes) -> Ask:
     if not _KEY.fullmatch(key):
         raise Refused(400, "Idempotency-Key: expected 1 to 255 visible ASCII characters")
     return Ask(_digest(repr((publisher, path, key)).encode()), _digest(body))
+
+
+def item_id(name: str) -> bytes:
+    """The id of an item by what its queue calls it."""
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _digest(content: bytes) -> bytes:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from core.cursor import Mark, Stamp, Stamps
-from core.event import Event
-from core.idempotency import Answers, Ask
+from core.event import Draft, Event
+from core.idempotency import Answers, Ask, Item
 from core.store import PORTION, Accepted, Store
 from core.topics import PublishPath
 
@@ -55,30 +55,30 @@ class Intake:
         """
         if ask and (answer := self._answers.find(ask)):
             return Taken(answer, replayed=True)
-        return Taken(self._begin(path, openings, ask), replayed=False)
-
-    async def drain(self, patience: float) -> None:
-        """Wait for batches whose publishers have left, up to so many seconds."""
-        if self._batches:
-            await asyncio.wait(self._batches, timeout=patience)
-
-    def _begin(self, path: PublishPath, openings: Sequence[str], ask: Ask | None) -> asyncio.Future[Accepted]:
-        """Publish: at once, or a long batch in portions. The answer is remembered, unless it is a refusal."""
-        answer: asyncio.Future[Accepted]
-        if len(openings) > PORTION or self._stamping.locked():
-            batch = asyncio.create_task(self._publish_batch(path, openings, ask), name="publish a batch")
-            self._batches.add(batch)
-            batch.add_done_callback(self._batches.discard)
-            answer = batch
-        else:
-            answer = self._store.append(self._stamped(path, openings), ask)
+        answer = self._publish([Draft(path, opening) for opening in openings], ask)
         if ask:
             self._answers.remember(ask, answer, age=-math.inf)  # not forgotten before it is there
         if answer.done():
             self._answered(ask, answer)
         else:
             answer.add_done_callback(functools.partial(self._answered, ask))
-        return answer
+        return Taken(answer, replayed=False)
+
+    def take_items(self, drafts: Sequence[Draft], items: Sequence[Item]) -> asyncio.Future[Accepted]:
+        """Publish events of a queue, at least one, all or none, and remember the items they came from.
+
+        Whether they were published before is asked before. The future may raise Refused(503).
+        """
+        return self._publish(drafts, items=items)
+
+    async def remembered_items(self, queue: str) -> Sequence[tuple[bytes, float]]:
+        """The items of a queue that earlier lives have taken: see Store. Raises StoreError."""
+        return await self._store.remembered_items(queue)
+
+    async def drain(self, patience: float) -> None:
+        """Wait for batches whose publishers have left, up to so many seconds."""
+        if self._batches:
+            await asyncio.wait(self._batches, timeout=patience)
 
     def _answered(self, ask: Ask | None, answer: asyncio.Future[Accepted]) -> None:
         # the publisher may have hung up, so the exception counts as seen here
@@ -88,21 +88,34 @@ class Intake:
         elif ask:
             self._answers.remember(ask, answer)  # the window begins with the answer
 
-    def _stamped(self, path: PublishPath, openings: Sequence[str]) -> list[Event]:
-        return [Event(path, opening, self._stamps.next()) for opening in openings]
+    def _publish(
+        self, drafts: Sequence[Draft], ask: Ask | None = None, items: Sequence[Item] = ()
+    ) -> asyncio.Future[Accepted]:
+        """Publish: at once, or a long batch in portions."""
+        if len(drafts) > PORTION or self._stamping.locked():
+            batch = asyncio.create_task(self._publish_batch(drafts, ask, items), name="publish a batch")
+            self._batches.add(batch)
+            batch.add_done_callback(self._batches.discard)
+            return batch
+        return self._store.append(self._stamped(drafts), ask, items)
 
-    async def _publish_batch(self, path: PublishPath, openings: Sequence[str], ask: Ask | None) -> Accepted:
+    def _stamped(self, drafts: Sequence[Draft]) -> list[Event]:
+        return [Event(path, opening, self._stamps.next()) for path, opening in drafts]
+
+    async def _publish_batch(
+        self, drafts: Sequence[Draft], ask: Ask | None, items: Sequence[Item]
+    ) -> Accepted:
         """Publish many events. Other requests have their turn meanwhile, but no event comes in between."""
         async with self._stamping:
             events: list[Event] = []
-            for start in range(0, len(openings), PORTION):
+            for start in range(0, len(drafts), PORTION):
                 if start:
                     await asyncio.sleep(0)
-                portion = self._stamped(path, openings[start : start + PORTION])
+                portion = self._stamped(drafts[start : start + PORTION])
                 if not self._store.durable:
                     self._store.append(portion)
                 events += portion
             if not self._store.durable:
                 return Accepted(events[-1].stamp, len(events))
-            stored = self._store.append(events, ask)
+            stored = self._store.append(events, ask, items)
         return await stored  # beside others, who share the write

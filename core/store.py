@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from core.cursor import Mark, Stamp
 from core.event import Event
-from core.idempotency import Ask
+from core.idempotency import Ask, Item
 from core.recent import Line
 from core.replay import Placement, ReplayRequest
 
@@ -78,11 +78,19 @@ class Store(Protocol):
     async def stop(self) -> None:
         """Undo start(), also one that failed half-way."""
 
-    def append(self, events: Sequence[Event], ask: Ask | None = None) -> asyncio.Future[Accepted]:
+    async def remembered_items(self, queue: str) -> Sequence[tuple[bytes, float]]:
+        """The ids of a queue's items that earlier lives took, oldest first, and the seconds they have left.
+
+        Raises StoreError.
+        """
+
+    def append(
+        self, events: Sequence[Event], ask: Ask | None = None, items: Sequence[Item] = ()
+    ) -> asyncio.Future[Accepted]:
         """Take events, at least one, in order. The future is done when they have been delivered.
 
         Its exception is Refused(503) if they could not be stored; nothing was delivered then.
-        ask: remember the answer, together with the events.
+        ask, items: remember the answer, or where the events came from, together with the events.
         """
 
     async def settle(self, position: int) -> None:
@@ -135,7 +143,16 @@ class Unstored:
     async def stop(self) -> None:
         """There is nothing to close."""
 
-    def append(self, events: Sequence[Event], ask: Ask | None = None) -> asyncio.Future[Accepted]:  # noqa: ARG002
+    async def remembered_items(self, queue: str) -> Sequence[tuple[bytes, float]]:  # noqa: ARG002
+        """None."""
+        return ()
+
+    def append(
+        self,
+        events: Sequence[Event],
+        ask: Ask | None = None,  # noqa: ARG002
+        items: Sequence[Item] = (),  # noqa: ARG002
+    ) -> asyncio.Future[Accepted]:
         """Deliver them."""
         for event in events:
             self._deliver(event)

@@ -26,7 +26,7 @@ class PublishPath(NamedTuple):
 
 
 def publish_path(path: str) -> PublishPath:
-    """A decoded path without commas, read as the topics of an event."""
+    """A decoded path that was checked before, read as the topics of an event."""
     parts = _split(path)
     private = parts[:1] == [PRIVATE]
     topics = tuple(parts[1:] if private else parts)
@@ -53,7 +53,11 @@ def _split(path: str) -> list[str]:
 
 def parse_publish_path(raw_path: str) -> PublishPath:
     """`/private/fruits/apples` -> topics fruits, apples, and private. Raises Refused(400)."""
-    path = _decode(raw_path)
+    return checked_publish_path(_decode(raw_path))
+
+
+def checked_publish_path(path: str) -> PublishPath:
+    """A decoded path, read as the topics of an event. Raises Refused(400)."""
     if "," in path:
         raise Refused(400, "a path to publish on has no comma (commas separate what a subscriber asks for)")
     return publish_path(path)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from core.cursor import Mark
 from core.event import Event
-from core.idempotency import Ask
+from core.idempotency import Ask, Item
 from core.recent import Recent
 from core.replay import Placement, Reach, ReplayRequest, judge_since, place_cursor
 from core.settings import BacklogConfig
@@ -107,7 +107,16 @@ class Backlog:
 
     # Writing
 
-    def append(self, events: Sequence[Event], ask: Ask | None = None) -> asyncio.Future[Accepted]:  # noqa: ARG002
+    async def remembered_items(self, queue: str) -> Sequence[tuple[bytes, float]]:  # noqa: ARG002
+        """None: what earlier lives knew is gone."""
+        return ()
+
+    def append(
+        self,
+        events: Sequence[Event],
+        ask: Ask | None = None,  # noqa: ARG002
+        items: Sequence[Item] = (),  # noqa: ARG002
+    ) -> asyncio.Future[Accepted]:
         """Keep events, and deliver them."""
         for event in events:
             self._keep(event)

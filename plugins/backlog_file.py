@@ -17,7 +17,7 @@ from typing import NamedTuple
 from core.cursor import TICKS_PER_SECOND, Mark, Stamp, position_at, position_of, stamp_at
 from core.errors import StartError
 from core.event import Event
-from core.idempotency import MAX_REMEMBERED, Ask
+from core.idempotency import MAX_ITEMS, MAX_REMEMBERED, Ask, Item
 from core.recent import Line
 from core.store import PAGE_BYTES, PAGE_EVENTS, Accepted, Remembered, StoreError
 
@@ -54,6 +54,14 @@ CREATE TABLE answers (
 CREATE INDEX answers_at ON answers (at);
 """
 
+_ITEMS = """
+CREATE TABLE IF NOT EXISTS items (  -- of queues, that events came from; position: of the last event beside it
+    queue TEXT NOT NULL, id BLOB NOT NULL, position INTEGER NOT NULL, until REAL NOT NULL,
+    PRIMARY KEY (queue, id)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS items_until ON items (queue, until);
+"""
+
 _NEXT = "SELECT position, path, line, crc FROM {kind} WHERE position > :after AND position <= :upto"
 _FIRST_SINCE = """
 SELECT min(position) FROM (
@@ -64,11 +72,12 @@ SELECT min(position) FROM (
 
 
 class Write(NamedTuple):
-    """Events to be stored together, and the answer to be remembered with them."""
+    """Events to be stored together, and what is to be remembered with them: an answer, or their items."""
 
     events: Sequence[Event]
     ask: Ask | None
     accepted: Accepted
+    items: Sequence[Item] = ()
 
 
 class Life(NamedTuple):
@@ -114,6 +123,7 @@ class BacklogFile:
         with self._database_errors():
             if self._is_empty():
                 self._create(now, from_the_start)
+            self._writing().executescript(_ITEMS)  # which files of earlier versions lack, and do not miss
             return self._read_life()
 
     def _is_empty(self) -> bool:
@@ -189,11 +199,18 @@ class BacklogFile:
                     lost |= self._push_out(connection, kind)
             answers = [
                 (*ask, accepted.last.cursor, accepted.last.timestamp, accepted.events, now)
-                for _, ask, accepted in writes
+                for _, ask, accepted, _ in writes
                 if ask and self._window
             ]
             if answers:
                 connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", answers)
+            items = [
+                (item.queue, item.id, accepted.last.position, now + item.window)
+                for _, _, accepted, items in writes
+                for item in items
+            ]
+            if items:
+                connection.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?)", items)
             reserved = _reserve(connection, last)
             self.lost = self.lost | lost
         self.reserved = reserved
@@ -226,7 +243,7 @@ class BacklogFile:
         return _forget(connection, kind, Mark(*mark))
 
     def prune(self, before: float, now: float) -> bool:
-        """Let go of some of the events from before that time, and of old answers. Whether there are more.
+        """Let go of some events from before that time, and of what was remembered. Whether there is more.
 
         before, now: Unix seconds.
         """
@@ -247,6 +264,7 @@ class BacklogFile:
                 "DELETE FROM answers WHERE at < (SELECT at FROM answers ORDER BY at DESC LIMIT 1 OFFSET ?)",
                 (MAX_REMEMBERED,),
             )
+            _forget_items(connection, now)
             self.lost = self.lost | lost
         return more
 
@@ -267,6 +285,14 @@ class BacklogFile:
             ]
 
     # Reading
+
+    def remembered_items(self, queue: str, now: float) -> list[tuple[bytes, float]]:
+        """The items of a queue, the oldest first, and for how many seconds each is remembered yet."""
+        with self._reading() as connection:
+            return connection.execute(
+                "SELECT id, until - :now FROM items WHERE queue = :queue AND until > :now ORDER BY until",
+                {"queue": queue, "now": now},
+            ).fetchall()
 
     def read(self, after: int, upto: int, kinds: Sequence[str]) -> list[Line]:
         """The next events of those kinds. Ask `lost` afterwards whether some of them may be missing."""
@@ -423,6 +449,17 @@ def _forget_beyond(connection: sqlite3.Connection, end: int) -> None:
         count = connection.execute(f"DELETE FROM {kind} WHERE position > ?", (end,)).rowcount  # noqa: S608
         connection.execute("UPDATE kinds SET held = held - ? WHERE kind = ?", (count, kind))
     connection.execute("DELETE FROM answers WHERE cursor > ?", (stamp_at(end + 1, 0.0).cursor[:18],))
+    connection.execute("DELETE FROM items WHERE position > ?", (end,))
+
+
+def _forget_items(connection: sqlite3.Connection, now: float) -> None:
+    """Let go of the items that are remembered long enough, or are too many."""
+    for (queue,) in connection.execute("SELECT DISTINCT queue FROM items").fetchall():
+        connection.execute(
+            "DELETE FROM items WHERE queue = :queue AND until < max(:now, ifnull("
+            "(SELECT until FROM items WHERE queue = :queue ORDER BY until DESC LIMIT 1 OFFSET :most), 0))",
+            {"queue": queue, "now": now, "most": MAX_ITEMS},
+        )
 
 
 def _reserve(connection: sqlite3.Connection, position: int) -> int:

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, ParamSpec, TypeVar
 from core.cursor import Mark
 from core.errors import RETRY_AFTER, Refused, StartError
 from core.event import Event
-from core.idempotency import Ask
+from core.idempotency import Ask, Item
 from core.recent import Line
 from core.replay import Placement, ReplayRequest
 from core.settings import ServerConfig
@@ -136,6 +136,10 @@ class StoredBacklog(Backlog):
         remembered, self._remembered = self._remembered, ()
         return remembered
 
+    async def remembered_items(self, queue: str) -> Sequence[tuple[bytes, float]]:
+        """What the file remembers."""
+        return await self._in_reader(self._file.remembered_items, queue, self._clock())
+
     async def run(self) -> None:
         """Store what waits, and let go of what is too old, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
@@ -165,10 +169,12 @@ class StoredBacklog(Backlog):
 
     # Writing
 
-    def append(self, events: Sequence[Event], ask: Ask | None = None) -> asyncio.Future[Accepted]:
+    def append(
+        self, events: Sequence[Event], ask: Ask | None = None, items: Sequence[Item] = ()
+    ) -> asyncio.Future[Accepted]:
         """Have events stored, and then delivered."""
         done: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-        write = Write(events, ask, Accepted(events[-1].stamp, len(events)))
+        write = Write(events, ask, Accepted(events[-1].stamp, len(events)), items)
         self._waiting.append(_Waiting(write, done))
         self._anything_waits.set()
         self._last = done
