@@ -66,7 +66,7 @@ from core.subscriber import Subscriber
 from core.tls import CurrentContext, tls_context
 from core.topics import PublishPath, parse_publish_path, parse_subscription
 from core.unix_socket import UnixSocket, answers
-from plugins import SECTIONS_WITHOUT_EFFECT, check_directory, providers_for, store_for
+from plugins import check_aioboto3, check_directory, providers_for, queues_for, store_for
 from plugins.acl import Users, read_users
 from plugins.acl_passwords import hash_password
 
@@ -93,6 +93,8 @@ class Server:
         self._fanout = Fanout(backlog=bool(config.server.backlog.size))
         self._store = store_for(config.server, self._fanout.deliver)
         self._intake = Intake(self._store, config.server.idempotency_window)
+        self._queues = queues_for(config, self._intake)
+        self._reading: list[asyncio.Task[None]] = []  # the queues
         self._surroundings = Surroundings(
             self._fanout, self._store, asyncio.Lock(), ping_line, config.server.ping_interval
         )
@@ -140,6 +142,7 @@ class Server:
                     tasks.create_task(self._reload_when_asked(), name="reload"),
                     *(tasks.create_task(provider.run(), name=provider.name) for provider in self._providers),
                 ]
+                self._reading = [tasks.create_task(queue.run(), name=queue.name) for queue in self._queues]
                 await self._stop.wait()
                 await self._drain()
                 for task in lasting:
@@ -239,8 +242,12 @@ class Server:
         for site in list(self._runner.sites):
             await site.stop()
         half = self.config.server.drain_timeout / 2  # a publisher who never ends costs no stream its end
+        for reading in self._reading:
+            reading.cancel()  # which ends when what it has under way is stored and deleted
         if self._publishing and not await happens(self._no_publishing, half):
             log.warning("%d publishes did not end in time and are cut off", self._publishing)
+        if self._reading:
+            await asyncio.wait(self._reading, timeout=half)
         await self._intake.drain(half)
         try:
             async with asyncio.timeout(half):
@@ -681,7 +688,7 @@ def load_all(config_path: Path, acl_path: Path) -> tuple[Config, Users | None, l
         problems = error.problems
         users = None
     try:
-        config, warnings = load(config_path, SECTIONS_WITHOUT_EFFECT)
+        config, warnings = load(config_path)
         providers_for(config.clients, acl_path, users, NoStreams())  # the dns of a directory, say
     except ConfigError as error:
         raise ConfigError(error.problems + problems) from error
@@ -692,6 +699,25 @@ def load_all(config_path: Path, acl_path: Path) -> tuple[Config, Users | None, l
 
 def check(config: Config, users: Users | None, warnings: Sequence[str]) -> int:
     """Print what would be served, and every problem with it. The exit status."""
+    print_plan(config, users)
+    for warning in warnings:
+        print(f"warning: {warning}")
+    server = config.server
+    try:
+        if server.tls:
+            tls_context(server.tls)
+        if server.backlog.size and server.backlog.storage:
+            check_directory(Path(server.backlog.storage))
+        if config.sqs:
+            check_aioboto3()
+    except StartError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def print_plan(config: Config, users: Users | None) -> None:
+    """What would be served, and to whom."""
     server, clients = config.server, config.clients
     for bind in server.bind:
         if bind.startswith("unix:"):
@@ -706,19 +732,10 @@ def check(config: Config, users: Users | None, warnings: Sequence[str]) -> int:
     print(f"users: {len(users.by_name) if users else 'none'} in the ACL file")
     if clients.ldap:
         print(f"directory: {', '.join(clients.ldap.uri)}")
+    for name, queue in config.sqs.items():
+        print(f"sqs {name}: {queue.plan}")
     if clients.secure_topics:
         print(f"secure topics: {', '.join(clients.secure_topics)}")
-    for warning in warnings:
-        print(f"warning: {warning}")
-    try:
-        if server.tls:
-            tls_context(server.tls)
-        if server.backlog.size and server.backlog.storage:
-            check_directory(Path(server.backlog.storage))
-    except StartError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
 
 
 def print_hash() -> int:

@@ -21,7 +21,7 @@ Beside that road:
     replay          what a subscriber asks to have sent again, and what it can be promised
     following       a subscriber's way from the backlog to the live events, and back when it falls behind
     recent          the newest events, in memory
-    idempotency     the answers remembered for publishers who ask twice
+    idempotency     what was published before: answers for publishers who ask twice, items of queues
     login           credentials, and what a provider of users answers to them
     attempts        failed attempts to log in
     connections     how many there may be, in all and from one address
@@ -29,7 +29,9 @@ Beside that road:
     rights          what somebody may see and say
     grants          rights as the configuration files write them
     expiring        a table that forgets
-    settings        the sections `server` and `clients` of pypubsub.yaml
+    trouble         what the log says of something that fails again and again
+    settings        pypubsub.yaml, and its sections `server` and `clients`
+    sqs_settings    its section `sqs`
     unix_socket     sockets in the file system
     tls             the server's certificate, and whom it believes those of clients
     config          reading a YAML file into such sections, with errors that teach

@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -145,6 +145,8 @@ def build(model: type[S], content: Any, path: Path, above: tuple[str, ...] = ())
 def _subsection(model: type[Section], key: object) -> type[Section] | None:
     """The model of a key that holds a section of its own, else None."""
     field = model.model_fields.get(str(key))
+    if field and get_origin(field.annotation) is dict:
+        return None  # of several, by names that are no keys
     for kind in (field.annotation, *get_args(field.annotation)) if field else ():
         if isinstance(kind, type) and issubclass(kind, Section):
             return kind

@@ -1,18 +1,26 @@
-"""The sections `server` and `clients` of pypubsub.yaml: every key the server itself reads, with its default.
+"""pypubsub.yaml: its sections `server` and `clients`, with the default of every key, and the file as a whole.
 
 What each key means to an operator stands in pypubsub.yaml.
 """
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, StrictStr
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+)
 
 from core.access import Network
 from core.config import Duration, PositiveDuration, Section, Size, build, read_yaml
+from core.errors import ConfigError
 from core.grants import AnyGrants, Topic
+from core.sqs_settings import QueueConfig, build_queues
 
 DEPLOYED_READERS_LINE_SIZE = 614_400  # bytes; a widely deployed reader fails for ever on a longer line
 
@@ -174,10 +182,11 @@ class ClientsConfig(Section):
 
 
 class Config(Section):
-    """pypubsub.yaml, without the sections of plugins."""
+    """pypubsub.yaml."""
 
     server: ServerConfig = ServerConfig()
     clients: ClientsConfig = ClientsConfig()
+    sqs: dict[str, QueueConfig] = Field(default_factory=dict)
 
     @property
     def certified_publishers(self) -> tuple[str, ...]:
@@ -207,32 +216,27 @@ class Config(Section):
             found += self.clients.ldap.warnings()
         if self.clients.payloader_certs and not self.certified_publishers:
             found.append("clients.payloader_certs: has no effect without server.tls.client_ca")
-        if not (self.clients.payloaders or self.certified_publishers or self.clients.secure_topics):
+        for name, queue in self.sqs.items():
+            found += [f"sqs.{name}.{warning}" for warning in queue.warnings(self.clients.secure_topics)]
+        publishers = self.clients.payloaders or self.certified_publishers or self.clients.secure_topics
+        if not (publishers or self.sqs):
             found.append("clients.payloaders: is empty, so nobody may publish")
         return found
 
 
-def load(path: Path, without_effect: Sequence[tuple[str, ...]]) -> tuple[Config, list[str]]:
-    """The configuration, and what its owner should know about it. Raises ConfigError with all problems.
-
-    without_effect: sections (key paths) that are accepted whatever they hold, and reported.
-    """
+def load(path: Path) -> tuple[Config, list[str]]:
+    """The configuration, and what its owner should know about it. Raises ConfigError with all problems."""
     content = read_yaml(path, "keys such as server: and clients:") or {}
-    warnings = [
-        f"{path}: {'.'.join(section)}: has no effect in this version"
-        for section in without_effect
-        if _cut_section(content, section)
-    ]
-    config = build(Config, content, path)
-    return config, warnings + [f"{path}: {warning}" for warning in config.warnings()]
-
-
-def _cut_section(content: dict[str, Any], section: tuple[str, ...]) -> bool:
-    """Take a plugin's section out of the file's content. Whether it asked for anything."""
-    *above, key = section
-    for name in above:
-        content = content.get(name) or {}
-        if not isinstance(content, dict):
-            return False  # the model of the section above will say so
-    settings = content.pop(key, None)
-    return bool(settings)
+    queues: dict[str, QueueConfig] = {}
+    problems: list[str] = []
+    try:
+        queues = build_queues(content.pop("sqs", {}), path)  # apart, for their values are not shown
+    except ConfigError as error:
+        problems = error.problems
+    try:
+        config = build(Config, content, path).model_copy(update={"sqs": queues})
+    except ConfigError as error:
+        raise ConfigError(error.problems + problems) from error
+    if problems:
+        raise ConfigError(problems)
+    return config, [f"{path}: {warning}" for warning in config.warnings()]

@@ -3,6 +3,7 @@
     acl      the ACL file: users, and what they may see and say
     ldap     the same from a directory
     backlog  the newest events, kept in memory or in a file
+    sqs      events from queues of Amazon SQS
 
 A plugin is one module, or one with parts of its own, such as those beside backlog.py and acl.py:
 
@@ -14,20 +15,26 @@ A plugin is one module, or one with parts of its own, such as those beside backl
     ldap_lookup      one question to one server
     ldap_templates   where a user's name goes in what is asked
     ldap_dn          distinguished names
+    sqs_items        one item of a queue, read as an event
 """
 
+import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.errors import StartError
+from core.intake import Intake
 from core.login import OpenStreams, Provider
-from core.settings import ClientsConfig, ServerConfig
+from core.settings import ClientsConfig, Config, ServerConfig
 from core.store import Deliver, Store, Unstored
 from plugins.acl import AclFile, Users
 
-# sections of plugins that are not there yet: accepted, so that the configuration of a PyPubSub 0.7 works
-# unchanged, and reported at the start as having no effect
-SECTIONS_WITHOUT_EFFECT = (("sqs",),)
+if TYPE_CHECKING:
+    from plugins.sqs import SqsQueue
+
+AIOBOTO3 = "aioboto3>=15,<16"  # as in requirements.txt
 
 
 def check_directory(storage: Path) -> None:
@@ -67,3 +74,19 @@ def providers_for(
 
         providers.append(Directory(clients.ldap, streams))
     return providers
+
+
+def check_aioboto3() -> None:
+    """Raises StartError if the library for queues is not installed."""
+    if importlib.util.find_spec("aioboto3") is None:
+        raise StartError(f"sqs: aioboto3 is not installed: {sys.executable} -m pip install '{AIOBOTO3}'")
+
+
+def queues_for(config: Config, intake: Intake) -> Sequence["SqsQueue"]:
+    """The queues whose items are published. Raises StartError."""
+    if not config.sqs:
+        return ()
+    check_aioboto3()
+    from plugins.sqs import SqsQueue  # noqa: PLC0415 (and aioboto3 with it)
+
+    return [SqsQueue(name, config, intake) for name in config.sqs]

@@ -72,13 +72,13 @@ def test_the_version(tmp_path: Path) -> None:
 
 
 def test_check_says_what_would_be_served(tmp_path: Path) -> None:
-    """--check of a 0.7 file: exit 0, addresses, publishers, and what has no effect yet."""
+    """--check of a 0.7 file: exit 0, addresses, publishers, directory and queues."""
     ended = run(tmp_path, "--check", config=OF_0_7)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "serves http://0.0.0.0:2069\n" in ended.stdout
     assert "10.0.0.1/24" in ended.stdout
     assert "directory: ldaps://ldap.example.org\n" in ended.stdout
-    assert "sqs: has no effect" in ended.stdout
+    assert "sqs defaultQueue: myQueueName.fifo in us-east-1, whose items are deleted\n" in ended.stdout
 
 
 def test_check_says_what_is_kept(tmp_path: Path) -> None:
