@@ -13,13 +13,14 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 import yaml
 
 from core.config import Section, build
 from core.settings import Config
+from core.sqs_settings import QueueConfig, build_queues
 from daemon import ROOT, Daemon, merged
 from documents import Block, Scenario, next_line, sections, skip_without, started, yaml_of
 from wire import TIMEOUT
@@ -139,9 +140,23 @@ def test_configuration_reference_is_complete() -> None:
     assert build(Config, content, Path("with the README's defaults")) == without
 
 
+def test_reference_of_queues_is_complete() -> None:
+    """The table of docs/sqs.md has every key of a queue, with the default that it has."""
+    text = (ROOT / "docs" / "sqs.md").read_text()
+    described = dict(re.findall(r"^\| `([a-z_]+)` \| (required|`\S+`) \| \S.* \|$", text, re.MULTILINE))
+    assert sorted(described) == sorted(QueueConfig.model_fields)
+    assert [key for key, default in described.items() if default == "required"] == ["queue"]
+    defaults = {key: yaml.safe_load(default.strip("`")) for key, default in described.items()}
+    with_them = {key: value for key, value in defaults.items() if value is not None} | {"queue": "a"}
+    without = build_queues({"a": {"queue": "a"}}, Path("without the defaults"))
+    assert build_queues({"a": with_them}, Path("with those of docs/sqs.md")) == without
+
+
 def key_paths(model: type[Section], above: str = "") -> Iterator[str]:
-    """Every key of a section and the sections in it."""
+    """Every key of a section and the sections in it, but for those below names."""
     for name, field in model.model_fields.items():
+        if get_origin(field.annotation) is dict and not above:
+            continue
         kinds = [field.annotation, *get_args(field.annotation)]
         below = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
         if below:
@@ -161,7 +176,9 @@ def test_files_of_the_layout_are_there() -> None:
     assert modules <= named
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/access.md", "docs/backlog.md", "docs/protocol.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").iterdir())]
+)
 def test_contents_lead_to_every_part(name: str) -> None:
     """The list at the top has each heading of the second level below it, as GitHub names them."""
     before, _, after = (ROOT / name).read_text().partition("\n## ")
