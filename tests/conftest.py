@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from aws import Moto
 from daemon import Acl, Daemon
 from slapd import Slapd
 
@@ -72,3 +73,27 @@ def slapd(tmp_path: Path) -> Iterator[Slapd]:
     slapd.start()
     yield slapd
     slapd.close()
+
+
+@pytest.fixture(scope="session")
+def shared_moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moto]:
+    """One AWS for all tests that need no other."""
+    moto = Moto(tmp_path_factory.mktemp("moto"))
+    moto.start()
+    yield moto
+    moto.stop()
+
+
+@pytest.fixture
+def moto(shared_moto: Moto) -> Moto:
+    """A running AWS. Tests use queues of their own in it, and leave it running."""
+    assert shared_moto.running, shared_moto.log
+    return shared_moto
+
+
+@pytest.fixture
+def own_moto(tmp_path: Path) -> Iterator[Moto]:
+    """An AWS of the test's own, not yet started, which it may stop and start."""
+    moto = Moto(tmp_path / "moto")
+    yield moto
+    moto.stop()
