@@ -43,7 +43,12 @@ class _Rule:
 def refusal(status: int, code: str, message: str = "because of the test") -> Reply:
     """An error as SQS answers it, in its JSON protocol: refusal(400, "ThrottlingException")."""
     body = json.dumps({"__type": f"com.amazonaws.sqs#{code}", "message": message}).encode()
-    return Reply(status, body, {"Content-Type": "application/x-amz-json-1.0", "x-amzn-query-error": code})
+    fault = "Sender" if status < 500 else "Receiver"
+    return Reply(
+        status,
+        body,
+        {"Content-Type": "application/x-amz-json-1.0", "x-amzn-query-error": f"{code};{fault}"},
+    )
 
 
 def _kept(headers: Mapping[str, str]) -> dict[str, str]:

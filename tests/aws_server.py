@@ -1,5 +1,7 @@
 """The process of aws.Moto: `python aws_server.py PORT`. moto, made to do what AWS does in a few things.
 
+It ends when its standard input does, as with a pytest that was killed.
+
 What moto 5.2 gets wrong, and tests would stumble over:
 
 - It has no locks: two consumers are given the same item now and then, and one that is sent while another
@@ -18,6 +20,7 @@ What moto 5.2 gets wrong, and tests would stumble over:
 
 import functools
 import json
+import os
 import socket
 import sys
 import threading
@@ -203,5 +206,13 @@ patch(Queue, "delete_message", delete_message)
 patch(models, "sqs_enforce_strict_queue_purge_behaviour", bool)  # a queue may be purged twice a minute
 patch(SQSBackend, "is_message_valid_based_on_retention_period", is_kept)
 
+
+def end_with_parent() -> None:
+    """Wait for the end of the standard input."""
+    sys.stdin.read()
+    os._exit(0)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=end_with_parent, daemon=True).start()
     main(["--port", sys.argv[1]])
