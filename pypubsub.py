@@ -8,8 +8,9 @@ gone. What both need, and what plugins have to name, lives in core/.
 
 import signal
 
+STOPS = {signal.SIGTERM, signal.SIGINT}
 RELOADS = {signal.SIGHUP, signal.SIGUSR2}
-# before anything that takes time: they would end the process, and wait instead until the server handles them
+# before anything that takes time: they would end the process, and wait instead until the server takes them
 signal.pthread_sigmask(signal.SIG_BLOCK, RELOADS)
 
 import argparse
@@ -22,8 +23,9 @@ import math
 import os
 import ssl
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +126,8 @@ class Server:
 
     async def run(self) -> None:
         """Serve until a signal says to stop. Raises StartError."""
-        self._handle_signals()
+        asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
+        self._take_signals()
         await self._runner.setup()
         try:
             await self._intake.open()
@@ -148,7 +151,6 @@ class Server:
                 for task in lasting:
                     task.cancel()
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, RELOADS)  # asyncio takes its handlers away in the end
             await self._runner.cleanup()
             await self._authentication.stop()
             for provider in self._providers:
@@ -160,14 +162,17 @@ class Server:
             log.info("refused in all: %s", self._refusals.summary())
         log.info("stopped")
 
-    def _handle_signals(self) -> None:
+    def _take_signals(self) -> None:
+        """Block them for good, in this thread and those it starts, and have two threads wait for them.
+
+        Not loop.add_signal_handler(): of signals that come faster than the loop reads of them it loses some,
+        and CPython may wait for ever, inside the handler, for a lock that the code it interrupted holds.
+        """
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(self._on_loop_error)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop_signal, number)
-        for number in RELOADS:
-            loop.add_signal_handler(number, self._on_reload_signal, number)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, RELOADS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS | RELOADS)
+        # a thread for each: of those that are pending, sigwait() takes the least, SIGHUP, again and again
+        for numbers, act in ((STOPS, self._on_stop_signal), (RELOADS, self._on_reload_signal)):
+            threading.Thread(target=pass_on_signals, args=(numbers, loop, act), daemon=True).start()
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Say once in a while that no connection can be accepted; asyncio would a thousand times a second."""
@@ -630,6 +635,27 @@ class Server:
 def no_right_to(secured: frozenset[str]) -> Refused:
     """The refusal of a user who may not publish on secure topics."""
     return Refused(403, f"these credentials give no right to publish on {', '.join(sorted(secured))}")
+
+
+def pass_on_signals(
+    numbers: set[signal.Signals], loop: asyncio.AbstractEventLoop, act: Callable[[signal.Signals], None]
+) -> None:
+    """Wait for blocked signals, and have the loop act on one after the other, to the process's end."""
+    acted = threading.Event()
+
+    def act_on(number: signal.Signals) -> None:
+        acted.set()
+        act(number)
+
+    while True:
+        number = signal.Signals(signal.sigwait(numbers))
+        acted.clear()
+        try:
+            loop.call_soon_threadsafe(act_on, number)
+        except RuntimeError:  # the loop is closed, and the process, which ends, may still wait for a thread
+            if number in STOPS:
+                os._exit(1)
+        acted.wait(1)  # else signals without end would keep the loop from all else; it may end without acting
 
 
 async def happens(event: asyncio.Event, within: float) -> bool:
