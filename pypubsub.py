@@ -6,12 +6,9 @@ runs down _subscribe(): what is asked for, the stream's head, then the subscribe
 gone. What both need, and what plugins have to name, lives in core/.
 """
 
-import signal
+from core.signals import hold_back_reloads, take_signals
 
-STOPS = {signal.SIGTERM, signal.SIGINT}
-RELOADS = {signal.SIGHUP, signal.SIGUSR2}
-# before anything that takes time: they would end the process, and wait instead until the server takes them
-signal.pthread_sigmask(signal.SIG_BLOCK, RELOADS)
+hold_back_reloads()  # before anything that takes time
 
 import argparse
 import asyncio
@@ -21,11 +18,11 @@ import json
 import logging
 import math
 import os
+import signal
 import ssl
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +123,9 @@ class Server:
 
     async def run(self) -> None:
         """Serve until a signal says to stop. Raises StartError."""
-        asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
-        self._take_signals()
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_loop_error)
+        take_signals(loop, self._on_stop_signal, self._on_reload_signal)
         await self._runner.setup()
         try:
             await self._intake.open()
@@ -161,18 +159,6 @@ class Server:
         if self._refusals.counts:
             log.info("refused in all: %s", self._refusals.summary())
         log.info("stopped")
-
-    def _take_signals(self) -> None:
-        """Block them for good, in this thread and those it starts, and have two threads wait for them.
-
-        Not loop.add_signal_handler(): of signals that come faster than the loop reads of them it loses some,
-        and CPython may wait for ever, inside the handler, for a lock that the code it interrupted holds.
-        """
-        loop = asyncio.get_running_loop()
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS | RELOADS)
-        # a thread for each: of those that are pending, sigwait() takes the least, SIGHUP, again and again
-        for numbers, act in ((STOPS, self._on_stop_signal), (RELOADS, self._on_reload_signal)):
-            threading.Thread(target=pass_on_signals, args=(numbers, loop, act), daemon=True).start()
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Say once in a while that no connection can be accepted; asyncio would a thousand times a second."""
@@ -635,27 +621,6 @@ class Server:
 def no_right_to(secured: frozenset[str]) -> Refused:
     """The refusal of a user who may not publish on secure topics."""
     return Refused(403, f"these credentials give no right to publish on {', '.join(sorted(secured))}")
-
-
-def pass_on_signals(
-    numbers: set[signal.Signals], loop: asyncio.AbstractEventLoop, act: Callable[[signal.Signals], None]
-) -> None:
-    """Wait for blocked signals, and have the loop act on one after the other, to the process's end."""
-    acted = threading.Event()
-
-    def act_on(number: signal.Signals) -> None:
-        acted.set()
-        act(number)
-
-    while True:
-        number = signal.Signals(signal.sigwait(numbers))
-        acted.clear()
-        try:
-            loop.call_soon_threadsafe(act_on, number)
-        except RuntimeError:  # the loop is closed, and the process, which ends, may still wait for a thread
-            if number in STOPS:
-                os._exit(1)
-        acted.wait(1)  # else signals without end would keep the loop from all else; it may end without acting
 
 
 async def happens(event: asyncio.Event, within: float) -> bool:
