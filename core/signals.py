@@ -1,6 +1,6 @@
 """Signals, without handlers: they stay blocked, and threads wait for them and pass them on to the loop.
 
-Of signals that come faster than the loop reads of them, loop.add_signal_handler() loses some; and CPython 3.11
+Of signals that come faster than the loop reads of them, loop.add_signal_handler() loses some, and CPython
 may wait for ever, inside the handler, for a lock that the code it interrupted holds (trip_signal, when the
 socket that wakes the loop is full).
 """
