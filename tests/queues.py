@@ -15,11 +15,12 @@ def new_queue(moto: Moto, *, fifo: bool = False, **attributes: Any) -> str:
 
 
 def reading(moto: Moto, *queues: str, sections: dict[str, Any] | None = None, **settings: Any) -> Any:
-    """The configuration of a daemon that reads queues, in sections of their names.
+    """The configuration of a daemon that reads queues, given by name or URL, in sections of their names.
 
     sections: others of the file; settings: of each queue.
     """
-    return {**(sections or {}), "sqs": {queue: moto.settings(queue, **settings) for queue in queues}}
+    named = {queue.rpartition("/")[2]: moto.settings(queue, **settings) for queue in queues}
+    return {**(sections or {}), "sqs": named}
 
 
 def backlog(storage: Any = None, size: int = 20_000, **server: Any) -> dict[str, Any]:
