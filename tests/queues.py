@@ -1,7 +1,9 @@
 """Queues of a test's own, and daemons that read them."""
 
+import asyncio
 import re
 import secrets
+from pathlib import Path
 from typing import Any
 
 from aws import Moto
@@ -27,6 +29,19 @@ def backlog(storage: Any = None, size: int = 20_000, **server: Any) -> dict[str,
     """The sections of a daemon with a backlog, in memory or in a file."""
     settings = {"size": size} | ({"storage": str(storage)} if storage else {})
     return {"server": {"backlog": settings} | server}
+
+
+def stored_in(store: str, directory: Path, **server: Any) -> dict[str, Any]:
+    """The sections of a daemon with such a backlog."""
+    if store == "none":
+        return {"server": server}
+    return backlog(directory / "backlog.db" if store == "file" else None, **server)
+
+
+async def restart(daemon: Daemon) -> None:
+    """Stop it, and start it again."""
+    assert await asyncio.to_thread(daemon.stop) == 0
+    daemon.start()
 
 
 async def numbers(stream: Stream, count: int) -> list[Any]:
