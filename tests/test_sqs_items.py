@@ -1,7 +1,9 @@
 """Which items are events and which are not; what becomes of bad ones; notifications of SNS."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -147,6 +149,22 @@ async def test_bad_items_are_deleted_also_where_good_ones_stay(moto: Moto, start
         assert await numbers(stream, 2) == [1, 2]
         assert bad in await daemon.until_logged(" ERROR .* is bad and is deleted")
     await moto.until_counts(queue, visible=0, in_flight=2)
+
+
+async def test_the_log_never_shows_what_is_in_items(moto: Moto, tmp_path: Path) -> None:
+    """Neither good nor bad ones, nor how requests are signed, also where everything is logged."""
+    queue = new_queue(moto)
+    daemon = Daemon(tmp_path, reading(moto, queue))
+    daemon.options = ["--log-level", "debug"]
+    daemon.start()
+    async with daemon.subscriber("/") as stream:
+        bad, _ = moto.send_many(queue, [f"[{SECRET!r}]", {SECRET: SECRET, "n": 1}])
+        assert await numbers(stream, 1) == [1]
+        await daemon.until_logged(f"item {bad} is bad")
+    await asyncio.to_thread(daemon.stop)
+    assert any(" DEBUG " in line for line in daemon.log)
+    for word in (SECRET, "Signature=", moto.credentials.secret):
+        assert word not in "".join(daemon.log)
 
 
 async def test_a_bad_item_in_a_fifo_queue_does_not_hold_up_the_others(
