@@ -33,6 +33,8 @@ from core.trouble import Trouble
 from plugins.sqs_items import Item, Terms, draft_of
 
 log = logging.getLogger("pypubsub.sqs")
+for library in ("aioboto3", "aiobotocore", "boto3", "botocore"):
+    logging.getLogger(library).setLevel(logging.INFO)  # at DEBUG they show items, and how requests are signed
 
 _LONGEST_PAUSE = 60.0  # seconds between two tries
 _SHORTEST_ROUND = 1.0  # seconds, if the queue has nothing new
@@ -98,6 +100,8 @@ class SqsQueue:
                 await self._read()
             except Exception as error:  # noqa: BLE001 (which is told, and only this queue has to wait)
                 self._note(error)
+                if (task := asyncio.current_task()) and task.cancelling():
+                    return  # consumers failed during the stop, and their group tells of that only
             await asyncio.sleep(self._backoff.next())
 
     def _note(self, error: Exception) -> None:
@@ -213,7 +217,10 @@ class SqsQueue:
         remembered = [Remembered(self._queue.queue, key, self._queue.window) for key in drafts]
         stored = self._intake.take_items(list(drafts.values()), remembered)
         self._under_way |= dict.fromkeys(drafts, stored)
-        stored.add_done_callback(partial(self._stored, list(drafts)))
+        if stored.done():
+            self._stored(list(drafts), stored)  # now: who awaits it does not let a callback run first
+        else:
+            stored.add_done_callback(partial(self._stored, list(drafts)))
         return stored
 
     def _stored(self, keys: Sequence[bytes], stored: asyncio.Future[Accepted]) -> None:

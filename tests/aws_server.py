@@ -7,7 +7,9 @@ What moto 5.2 gets wrong, and tests would stumble over:
 - It has no locks: two consumers are given the same item now and then, and one that is sent while another
   is deleted may be lost.
 - While it waits for items, it looks once a second only for those that are to become visible again; and
-  without any pause if the next items of a FIFO queue are held back by those in flight.
+  without any pause if the next items of a FIFO queue are held back by those in flight. Which groups
+  are in flight it finds out before it waits: it goes on to hold back those that were let go meanwhile, and
+  gives out others that were taken.
 - Of items of a FIFO queue that become visible again together, it gives out the last one first.
 - It goes on waiting for a client that has gone, and takes the next item for it.
 - It deletes what somebody else has got since. AWS says that it might not, and refuses it in a FIFO queue.
@@ -64,9 +66,22 @@ def client_has_gone(connection: socket.socket) -> bool:
         return True
 
 
+class InFlight(set[str]):
+    """The groups that a receive_message() has to leave alone; its copy of them is the original."""
+
+    def __deepcopy__(self, memo: object) -> "InFlight":
+        latest.groups = self
+        return self
+
+
+latest = threading.local()  # groups: of the receive_message() that runs in this thread
+
+
 def wait_for_messages(self: Queue, timeout: float) -> None:
     """Let others at the queues for a moment. Called again and again by receive_message()."""
     changed.wait(min(timeout, POLL))
+    latest.groups.clear()
+    latest.groups |= self.pending_message_groups
     if client_has_gone(flask.request.environ["werkzeug.socket"]):
         raise SQSException("ClientHasGone", "nobody reads this")
 
@@ -145,6 +160,11 @@ def in_flight(self: Queue) -> Count:
     return Count(lambda: sum(not message.visible for message in self._messages))
 
 
+def delayed(self: Queue) -> Count:
+    """The same."""
+    return Count(lambda: sum(message.delayed for message in self._messages))
+
+
 def delete_message(self: Queue, receipt_handle: str) -> None:
     """Delete what somebody still has. What AWS may do with an old handle, this does: nothing."""
     if receipt_handle in self.deleted_messages:
@@ -162,10 +182,10 @@ def delete_message(self: Queue, receipt_handle: str) -> None:
     raise ReceiptHandleIsInvalid
 
 
-def groups_in_flight(self: Queue) -> set[str]:
+def groups_in_flight(self: Queue) -> InFlight:
     """Without those whose consumer has run out of time."""
     self._pending_messages = {message for message in self._pending_messages if not message.visible}
-    return {message.group_id for message in self._pending_messages if message.group_id is not None}
+    return InFlight(message.group_id for message in self._pending_messages if message.group_id is not None)
 
 
 def begin_response(self: MotoRequestHandler, code: int, message: str | None = None) -> None:
@@ -200,6 +220,8 @@ patch(models, "unix_time", time.time)
 patch(models, "unix_time_millis", lambda: time.time() * 1000)
 patch(Queue, "approximate_number_of_messages", property(visible))
 patch(Queue, "approximate_number_of_messages_not_visible", property(in_flight))
+patch(Queue, "approximate_number_of_messages_delayed", property(delayed))
+patch(models, "camelcase_to_underscores", functools.cache(models.camelcase_to_underscores))  # type: ignore[attr-defined]
 patch(Queue, "pending_message_groups", property(groups_in_flight))
 patch(MotoRequestHandler, "send_response", begin_response)
 patch(Queue, "delete_message", delete_message)
