@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aws import Moto
-from aws_proxy import AwsProxy, Do, Reply
+from aws_proxy import AwsProxy, Do, Reply, refusal
 from daemon import Daemon
 from queues import backlog, new_queue, nothing_else_on, numbers, reading, restart, stored_in
 
@@ -164,18 +164,18 @@ async def test_as_many_requests_as_there_are_consumers(
     assert proxy.hanging == consumers
 
 
-async def test_a_stop_at_the_moment_of_a_failure_ends_the_server(
-    moto: Moto, start_daemon: StartDaemon, proxy: AwsProxy
+async def test_a_stop_while_a_failure_is_dealt_with_ends_the_server(
+    moto: Moto, start_daemon: StartDaemon, proxy: AwsProxy, queue: str
 ) -> None:
-    """The connections of all consumers are reset, and the signal comes while that is dealt with."""
-    queues = [new_queue(moto) for _ in range(4)]
-    for queue in queues:
-        moto.send_many(queue, [{"n": n} for n in range(100)])
-    proxy.on("ReceiveMessage", Do.HANG)
-    proxy.on("ReceiveMessage", Do.PASS, times=30)
-    daemon = start_daemon(reading(moto, *queues, endpoint_url=proxy.url))
-    await proxy.until_hanging(16)
-    proxy.cut()
+    """One consumer has failed, another still waits for what it has under way."""
+    moto.send_many(queue, [{"n": n} for n in range(20)])
+    proxy.on("DeleteMessageBatch", Do.HANG)
+    proxy.on("ReceiveMessage", refusal(400, "Refused"))
+    proxy.on("ReceiveMessage", Do.PASS, times=1)
+    daemon = start_daemon(reading(moto, queue, endpoint_url=proxy.url))
+    await proxy.until_asked("ReceiveMessage", 2)
+    await proxy.until_hanging(1)
+    await daemon.put("/a", {})  # which the server reads after the refusal
     daemon.signal(signal.SIGTERM)
     assert await asyncio.to_thread(daemon.wait) == 0
 
