@@ -5,7 +5,9 @@ What moto 5.2 gets wrong, and tests would stumble over:
 - It has no locks: two consumers are given the same item, and an item that is sent while another is deleted
   is lost.
 - While it waits for items, it looks at those that are to become visible again once a second only; and
-  without any pause if the next items of a FIFO queue are held back by those in flight.
+  without any pause if the next items of a FIFO queue are held back by those in flight. Which groups
+  are in flight it finds out before it waits: it goes on to hold back those that were let go meanwhile, and
+  gives out others that were taken.
 - Of items of a FIFO queue that become visible again together, it gives out the last one first.
 - It goes on waiting for a client that has gone, and takes the next items for it.
 - It deduplicates by what is in the queue; AWS by what was sent in the last 5 minutes, deleted or not.
@@ -60,9 +62,22 @@ def client_has_gone(connection: socket.socket) -> bool:
         return True
 
 
+class InFlight(set[str]):
+    """The groups that a receive_message() has to leave alone; its copy of them is the original."""
+
+    def __deepcopy__(self, memo: object) -> "InFlight":
+        latest.groups = self
+        return self
+
+
+latest = threading.local()  # groups: of the receive_message() that runs in this thread
+
+
 def wait_for_messages(self: Queue, timeout: float) -> None:
     """Let others at the queues for a moment. Called again and again by receive_message()."""
     changed.wait(min(timeout, POLL))
+    latest.groups.clear()
+    latest.groups |= self.pending_message_groups
     if client_has_gone(flask.request.environ["werkzeug.socket"]):
         raise SQSException("ClientHasGone", "nobody reads this")
 
@@ -154,10 +169,10 @@ def delete_message(self: Queue, receipt_handle: str) -> None:
     raise ReceiptHandleIsInvalid
 
 
-def groups_in_flight(self: Queue) -> set[str]:
+def groups_in_flight(self: Queue) -> InFlight:
     """Without those whose consumer has run out of time."""
     self._pending_messages = {message for message in self._pending_messages if not message.visible}
-    return {message.group_id for message in self._pending_messages if message.group_id is not None}
+    return InFlight(message.group_id for message in self._pending_messages if message.group_id is not None)
 
 
 def begin_response(self: MotoRequestHandler, code: int, message: str | None = None) -> None:
