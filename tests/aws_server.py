@@ -156,6 +156,11 @@ def in_flight(self: Queue) -> Count:
     return Count(lambda: sum(not message.visible for message in self._messages))
 
 
+def delayed(self: Queue) -> Count:
+    """The same."""
+    return Count(lambda: sum(message.delayed for message in self._messages))
+
+
 def delete_message(self: Queue, receipt_handle: str) -> None:
     """As in moto, without looking at more items than it must."""
     if receipt_handle in self.deleted_messages:
@@ -207,6 +212,8 @@ patch(models, "unix_time", time.time)
 patch(models, "unix_time_millis", lambda: time.time() * 1000)
 patch(Queue, "approximate_number_of_messages", property(visible))
 patch(Queue, "approximate_number_of_messages_not_visible", property(in_flight))
+patch(Queue, "approximate_number_of_messages_delayed", property(delayed))
+patch(models, "camelcase_to_underscores", functools.cache(models.camelcase_to_underscores))  # type: ignore[attr-defined]
 patch(Queue, "pending_message_groups", property(groups_in_flight))
 patch(MotoRequestHandler, "send_response", begin_response)
 patch(Queue, "delete_message", delete_message)
