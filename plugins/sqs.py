@@ -213,7 +213,10 @@ class SqsQueue:
         remembered = [Remembered(self._queue.queue, key, self._queue.window) for key in drafts]
         stored = self._intake.take_items(list(drafts.values()), remembered)
         self._under_way |= dict.fromkeys(drafts, stored)
-        stored.add_done_callback(partial(self._stored, list(drafts)))
+        if stored.done():
+            self._stored(list(drafts), stored)  # now: who awaits it does not let a callback run first
+        else:
+            stored.add_done_callback(partial(self._stored, list(drafts)))
         return stored
 
     def _stored(self, keys: Sequence[bytes], stored: asyncio.Future[Accepted]) -> None:
