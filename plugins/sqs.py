@@ -98,6 +98,8 @@ class SqsQueue:
                 await self._read()
             except Exception as error:  # noqa: BLE001 (which is told, and only this queue has to wait)
                 self._note(error)
+                if (task := asyncio.current_task()) and task.cancelling():
+                    return  # consumers failed during the stop, and their group tells of that only
             await asyncio.sleep(self._backoff.next())
 
     def _note(self, error: Exception) -> None:
