@@ -91,7 +91,9 @@ def check_told_once(daemon: Daemon, name: str, *kinds: str) -> None:
 
 def check_no_fault(daemon: Daemon) -> None:
     """Nothing in the log is a mistake of the program's own."""
-    assert not [line for line in daemon.log if "Traceback" in line or "never retrieved" in line], daemon.log
+    assert not [line for line in daemon.log if re.search("Traceback|never retrieved|Unclosed", line)], (
+        daemon.log
+    )
 
 
 async def stopped(daemon: Daemon) -> int:

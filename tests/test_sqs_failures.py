@@ -546,10 +546,12 @@ async def test_a_stop_comes_through_while_something_fails(moto: Moto, start_daem
         await proxy.until_asked(RECEIVE, 3)
         async with daemon.subscriber("/q") as stream:
             assert (await stream.object()).keys() == {"stillalive"}
-        assert proxy.hanging == 2
-        daemon.signal(signal.SIGTERM)
-        await daemon.until_logged("SIGTERM: stopping")
-        proxy.release()
+            assert proxy.hanging == 2
+            daemon.signal(signal.SIGTERM)
+            await daemon.until_logged("SIGTERM: stopping")
+            for _ in range(3):  # it has told its readers by then
+                assert (await stream.object()).keys() == {"stillalive"}
+            proxy.release()
         assert await asyncio.to_thread(daemon.wait) == 0
     assert moto.counts(queue) == Counts(0, 0)
 
