@@ -6,11 +6,9 @@ runs down _subscribe(): what is asked for, the stream's head, then the subscribe
 gone. What both need, and what plugins have to name, lives in core/.
 """
 
-import signal
+from core.signals import hold_back_reloads, take_signals
 
-RELOADS = {signal.SIGHUP, signal.SIGUSR2}
-# before anything that takes time: they would end the process, and wait instead until the server handles them
-signal.pthread_sigmask(signal.SIG_BLOCK, RELOADS)
+hold_back_reloads()  # before anything that takes time
 
 import argparse
 import asyncio
@@ -20,6 +18,7 @@ import json
 import logging
 import math
 import os
+import signal
 import ssl
 import sys
 import time
@@ -124,7 +123,9 @@ class Server:
 
     async def run(self) -> None:
         """Serve until a signal says to stop. Raises StartError."""
-        self._handle_signals()
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_loop_error)
+        take_signals(loop, self._on_stop_signal, self._on_reload_signal)
         await self._runner.setup()
         try:
             await self._intake.open()
@@ -148,7 +149,6 @@ class Server:
                 for task in lasting:
                     task.cancel()
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, RELOADS)  # asyncio takes its handlers away in the end
             await self._runner.cleanup()
             await self._authentication.stop()
             for provider in self._providers:
@@ -159,15 +159,6 @@ class Server:
         if self._refusals.counts:
             log.info("refused in all: %s", self._refusals.summary())
         log.info("stopped")
-
-    def _handle_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(self._on_loop_error)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop_signal, number)
-        for number in RELOADS:
-            loop.add_signal_handler(number, self._on_reload_signal, number)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, RELOADS)
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Say once in a while that no connection can be accepted; asyncio would a thousand times a second."""

@@ -32,6 +32,7 @@ Beside that road:
     trouble         what the log says of something that fails again and again
     settings        pypubsub.yaml, and its sections `server` and `clients`
     sqs_settings    its section `sqs`
+    signals         what asks for a stop or a reload, passed on to the loop
     unix_socket     sockets in the file system
     tls             the server's certificate, and whom it believes those of clients
     config          reading a YAML file into such sections, with errors that teach

@@ -33,6 +33,8 @@ from core.trouble import Trouble
 from plugins.sqs_items import Item, Terms, draft_of
 
 log = logging.getLogger("pypubsub.sqs")
+for library in ("aioboto3", "aiobotocore", "boto3", "botocore"):
+    logging.getLogger(library).setLevel(logging.INFO)  # at DEBUG they show items, and how requests are signed
 
 _LONGEST_PAUSE = 60.0  # seconds between two tries
 _SHORTEST_ROUND = 1.0  # seconds, if the queue has nothing new

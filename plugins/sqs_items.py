@@ -7,6 +7,8 @@ from core.event import Draft, json_object, opening_of
 from core.http import MAX_TARGET
 from core.topics import PublishPath, checked_publish_path
 
+_LARGEST_NOTIFICATION = 1024**2  # characters: SQS takes no larger item
+
 
 class Item(NamedTuple):
     """As SQS hands it over (Amazon SQS API reference, Message)."""
@@ -27,15 +29,22 @@ class Terms(NamedTuple):
 
 def draft_of(item: Item, terms: Terms) -> Draft:
     """The event that an item is. Raises Refused, whose message says why it is none."""
-    payload = _payload(item.body, terms.max_payload_size)
-    message = payload.get("Message")
-    if terms.unwrap_sns and payload.get("Type") == "Notification" and isinstance(message, str):
-        payload = _payload(message, terms.max_payload_size)
+    payload = _payload(_text_of(item, terms), terms.max_payload_size)
     path = _path(payload.get("pubsub_path", "/"))
     if forbidden := terms.forbidden & path.all_topics:
         topics = ", ".join(sorted(forbidden))
         raise Refused(403, f"this queue may not publish on {topics} (its key secure_topics says on which)")
     return Draft(path, opening_of(payload, path, terms.max_line_size))
+
+
+def _text_of(item: Item, terms: Terms) -> str:
+    """What is to be published: what a notification holds, whose own size does not count."""
+    if terms.unwrap_sns and len(item.body) <= _LARGEST_NOTIFICATION:
+        notification = json_object(item.body)
+        message = notification.get("Message")
+        if notification.get("Type") == "Notification" and isinstance(message, str):
+            return message
+    return item.body
 
 
 def _payload(text: str, most: int) -> dict[str, object]:

@@ -81,7 +81,7 @@ class Moto:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", str(script), str(self.port)],  # -P: its modules are not the tests'
                 env={name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # by which it sees that the tests have gone
                 stdout=log,
                 stderr=log,
             )
@@ -102,6 +102,8 @@ class Moto:
     def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End it, and all that it had; nothing is on a disk that could suffer."""
         if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
             self._process.send_signal(number)
             self._process.wait(TIMEOUT)
             self._process = None

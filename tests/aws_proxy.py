@@ -44,7 +44,12 @@ class _Rule:
 def refusal(status: int, code: str, message: str = "because of the test") -> Reply:
     """An error as SQS answers it, in its JSON protocol: refusal(400, "ThrottlingException")."""
     body = json.dumps({"__type": f"com.amazonaws.sqs#{code}", "message": message}).encode()
-    return Reply(status, body, {"Content-Type": "application/x-amz-json-1.0", "x-amzn-query-error": code})
+    fault = "Sender" if status < 500 else "Receiver"
+    return Reply(
+        status,
+        body,
+        {"Content-Type": "application/x-amz-json-1.0", "x-amzn-query-error": f"{code};{fault}"},
+    )
 
 
 def _kept(headers: Mapping[str, str]) -> dict[str, str]:
@@ -67,6 +72,7 @@ class AwsProxy:
         self.operations: list[str] = []
         self.connections = 0  # that were ever made
         self.hanging = 0  # requests that hang or are held, of clients that have not left
+        self.passing = 0  # requests that the server has not answered
 
     @property
     def url(self) -> str:
@@ -151,6 +157,10 @@ class AwsProxy:
         """Wait until so many requests hang; 0: until their clients have left."""
         await self.until(lambda: self.hanging == number, f"{number} hanging")
 
+    async def until_idle(self) -> None:
+        """Wait until the server has answered everything, or was told that nobody waits for it any more."""
+        await self.until(lambda: self.passing == 0, "idle")
+
     def _action(self, operation: str) -> Do | Reply:
         for rule in self._rules:
             if rule.left > 0 and rule.operation in {None, operation}:
@@ -168,12 +178,15 @@ class AwsProxy:
         if isinstance(action, Reply):
             return web.Response(status=action.status, body=action.body, headers=action.headers)
         if action is Do.HANG:
-            async with self._counted_as_hanging():
+            async with self._counted("hanging"):
                 await asyncio.Event().wait()
         if action is Do.HOLD:
-            async with self._counted_as_hanging():
+            async with self._counted("hanging"):
                 await self._released.wait()
-        response = None if action is Do.CUT else await self._pass_on(request, body)
+        response: web.Response | None = None
+        if action is not Do.CUT:
+            async with self._counted("passing"):
+                response = await self._pass_on(request, body)
         if response is None or action is Do.LOSE_ANSWER:
             assert request.transport is not None
             request.transport.abort()
@@ -196,14 +209,14 @@ class AwsProxy:
         return web.Response(status=answer.status, body=content, headers=_kept(answer.headers))
 
     @contextlib.asynccontextmanager
-    async def _counted_as_hanging(self) -> AsyncIterator[None]:
-        await self._count_hanging(1)
+    async def _counted(self, counter: str) -> AsyncIterator[None]:
+        await self._count(counter, 1)
         try:
             yield
         finally:
-            await asyncio.shield(self._count_hanging(-1))
+            await asyncio.shield(self._count(counter, -1))
 
-    async def _count_hanging(self, change: int) -> None:
+    async def _count(self, counter: str, change: int) -> None:
         async with self._changed:
-            self.hanging += change
+            setattr(self, counter, getattr(self, counter) + change)
             self._changed.notify_all()

@@ -5,6 +5,7 @@
     .venv/bin/python tests/bench.py fanout        # to a crowd of subscribers, some of whom do not read
     .venv/bin/python tests/bench.py publish       # publishes a second, without a backlog and with one
     .venv/bin/python tests/bench.py replay        # how fast the backlog is read, and what a publisher feels
+    .venv/bin/python tests/bench.py sqs           # items of a queue a second
     .venv/bin/python tests/bench.py idle          # what subscribers cost who get pings only
 
 Run by hand: it takes a while, and its figures are those of the machine. The daemon gets the first CPU,
@@ -20,6 +21,7 @@ import sys
 from bench_fanout import fan_out, idle
 from bench_publish import publish_rates
 from bench_replay import replays
+from bench_sqs import queues
 from bench_tools import CPUS, DISK
 
 ALL = ("fanout", "publish", "replay")
@@ -42,7 +44,7 @@ def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    measurements = parser.add_subparsers(dest="what", metavar="WHAT", help="/".join((*ALL, "idle")))
+    measurements = parser.add_subparsers(dest="what", metavar="WHAT", help="/".join((*ALL, "sqs", "idle")))
 
     crowd = measurements.add_parser("fanout", description=fan_out.__doc__)
     crowd.add_argument("--subscribers", type=int, default=2000)
@@ -65,9 +67,14 @@ def command_line() -> argparse.ArgumentParser:
     pings.add_argument("--seconds", type=float, default=30)
     pings.set_defaults(measure=idle)
 
-    for measurement in (crowd, rates, past):
+    items = measurements.add_parser("sqs", description=queues.__doc__)
+    items.add_argument("--items", type=int, default=2000)
+    items.add_argument("--rounds", type=int, default=5)
+    items.set_defaults(measure=queues)
+
+    for measurement in (crowd, rates, past, items):
         measurement.add_argument("--size", type=int, default=200, help="bytes of an event as it is published")
-    for measurement in (rates, past):
+    for measurement in (rates, past, items):
         measurement.add_argument(
             "--directory", default=DISK, help="on the disk to use (default: %(default)s)"
         )

@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,11 +34,17 @@ _ACCEPTED = b"HTTP/1.1 202 "
 
 
 @contextlib.contextmanager
-def running(where: str | None = None, size: int = 0, *, storage: bool = False) -> Iterator[Daemon]:
-    """A daemon with a backlog of that size, in memory or in a file beneath `where`."""
+def running(
+    where: str | None = None,
+    size: int = 0,
+    *,
+    storage: bool = False,
+    queues: Mapping[str, Any] | None = None,
+) -> Iterator[Daemon]:
+    """A daemon with a backlog of that size, in memory or in a file beneath `where`. queues: of SQS."""
     with tempfile.TemporaryDirectory(prefix="pypubsub-bench-", dir=where) as directory:
         backlog = {"size": size, "storage": f"{directory}/backlog" if storage else None}
-        daemon = Daemon(Path(directory), {"server": {"backlog": backlog}})
+        daemon = Daemon(Path(directory), {"server": {"backlog": backlog}, "sqs": dict(queues or {})})
         start(daemon)
         try:
             yield daemon
@@ -165,27 +171,32 @@ class Reading(NamedTuple):
     cpu_seconds: float  # of the readers
 
 
-def in_background(target: Callable[..., None], *arguments: Any) -> Connection:
+def in_background(target: Callable[..., None], *arguments: Any, nicer: int = 10) -> Connection:
     """Have target(connection, *arguments) run in a process that is nicer; what comes over the connection."""
     here, there = multiprocessing.Pipe()
-    multiprocessing.Process(target=_nicely, args=(here, there, target, *arguments), daemon=True).start()
+    process = multiprocessing.Process(
+        target=_nicely, args=(nicer, here, there, target, *arguments), daemon=True
+    )
+    process.start()
     there.close()  # so that either process sees the other one's end
     return here
 
 
-def _nicely(here: Connection, there: Connection, target: Callable[..., None], *arguments: Any) -> None:
+def _nicely(
+    nicer: int, here: Connection, there: Connection, target: Callable[..., None], *arguments: Any
+) -> None:
     here.close()
-    os.nice(10)
+    os.nice(nicer)
     target(there, *arguments)
 
 
-def open_stream(port: int, header: str = "", *, stalled: bool = False) -> socket.socket:
+def open_stream(port: int, header: str = "", *, path: str = "/bench", stalled: bool = False) -> socket.socket:
     """A stream that has been asked for."""
     subscriber = socket.socket()
     if stalled:
         subscriber.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     subscriber.connect(("127.0.0.1", port))
-    subscriber.sendall(f"GET /bench HTTP/1.1\r\nHost: bench\r\n{header}\r\n".encode())
+    subscriber.sendall(f"GET {path} HTTP/1.1\r\nHost: bench\r\n{header}\r\n".encode())
     return subscriber
 
 

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -411,9 +412,42 @@ def test_a_reload_that_is_asked_for_during_the_start_follows_it(tmp_path: Path) 
                 pass
             server.signal(signal.SIGHUP)
             starting.result()
-        assert any("SIGHUP: reloading" in line for line in server.log)
+        if not any("SIGHUP: reloading" in line for line in server.log):
+            server.logged("SIGHUP: reloading")  # after it serves
     finally:
         assert server.stop() == 0
+
+
+def test_reloads_that_are_asked_for_without_end_do_not_disturb_a_stop(start_daemon: StartDaemon) -> None:
+    """Faster than they are served, before it and to its last moment."""
+    server = start_daemon()
+    for _ in range(5000):
+        server.signal(signal.SIGHUP)
+        server.signal(signal.SIGUSR2)
+    server.signal(signal.SIGTERM)
+    assert end_of(server, signal.SIGHUP, signal.SIGUSR2) == 0
+    server.logged("stopped$")
+    assert [line for line in server.log if " pypubsub" not in line] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stops_that_are_asked_for_without_end_end_it(
+    number: signal.Signals, start_daemon: StartDaemon
+) -> None:
+    """By the second one, unless the first has done it meanwhile."""
+    server = start_daemon()
+    assert end_of(server, number) in {0, 1}
+    server.logged(f"{number.name}: stopping")
+    assert [line for line in server.log if " pypubsub" not in line] == []
+
+
+def end_of(server: Daemon, *numbers: signal.Signals) -> int:
+    """Send signals until the process ends, for some seconds at most; its exit status."""
+    deadline = time.monotonic() + 15
+    while server.running and time.monotonic() < deadline:
+        for number in numbers:
+            server.signal(number)
+    return server.wait(timeout=0.1)
 
 
 def blocks(server: Daemon, number: signal.Signals) -> bool:
