@@ -9,7 +9,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -52,6 +52,10 @@ class OddAnswerError(Exception):
     """What answers is not SQS."""
 
 
+class UndeletedError(Exception):
+    """Items that are done with could not be deleted; its cause says why."""
+
+
 class Backoff:
     """The pauses between tries: longer each time, and not the same for all who wait for the same thing."""
 
@@ -91,7 +95,15 @@ class SqsQueue:
         self._url_told = ""
         self._consumers = 0
         self._backoff = Backoff()
-        self._trouble = Trouble(log, f"{self.name}: %s", f"{self.name}: reads {self._queue.queue} again")
+        # each of its own, since one may last while another one's work is done
+        self._reading, self._storing, self._deleting = (
+            Trouble(
+                log,
+                f"{self.name}: {what} {self._queue.queue}".replace("%", "%%") + ": %s",
+                f"{self.name}: reads {self._queue.queue} again",
+            )
+            for what in ("cannot read", "items stay in", "cannot delete from")
+        )
 
     async def run(self) -> None:
         """Publish what comes, until cancelled. Whatever goes wrong is tried again."""
@@ -107,11 +119,12 @@ class SqsQueue:
     def _note(self, error: Exception) -> None:
         while isinstance(error, ExceptionGroup):  # of consumers: the first to fail
             error = error.exceptions[0]
+        trouble = self._reading
+        if isinstance(error, UndeletedError) and isinstance(error.__cause__, Exception):
+            trouble, error = self._deleting, error.__cause__
         kind, reason = explained(error)
         expected = isinstance(error, ClientError | BotoCoreError | OSError | StoreError | OddAnswerError)
-        self._trouble.began(
-            f"cannot read {self._queue.queue}: {reason}", kind, error if not expected else None
-        )
+        trouble.began(reason, kind, error if not expected else None)
 
     async def _read(self) -> None:
         """Read the queue over one client, until something fails."""
@@ -131,18 +144,19 @@ class SqsQueue:
     async def _url(self, client: Client) -> str:
         if "/" in self._queue.queue:
             return self._queue.queue
-        return str((await client.get_queue_url(QueueName=self._queue.queue))["QueueUrl"])
+        answer = await asked(client.get_queue_url, QueueName=self._queue.queue)
+        return str(answer.get("QueueUrl"))
 
     async def _consume(self, reader: "Reader", consumers: asyncio.TaskGroup, *, extra: bool = False) -> None:
         """Publish what comes. An extra consumer is there only as long as there is always something."""
         while True:
             began = time.monotonic()
             items = await reader.receive(1 if extra else self._queue.wait)
+            self._reading.ended()
             if len(items) == self._queue.batch and self._consumers < self._queue.consumers:
                 self._consumers += 1
                 consumers.create_task(self._consume(reader, consumers, extra=True), name=f"{self.name} extra")
             new = bool(items) and await self._take(reader, items)
-            self._trouble.ended()
             self._backoff.reset()
             if extra and not items:
                 self._consumers -= 1
@@ -156,16 +170,26 @@ class SqsQueue:
         While the store refuses them they are kept from other readers.
         """
         while True:
+            settling = asyncio.create_task(self._settle(reader, items), name=f"{self.name} under way")
             try:
-                return await self._to_its_end(self._settle(reader, items))
+                return await self._to_its_end(settling)
             except Refused as refused:
-                self._trouble.began(f"items stay in {self._queue.queue}: {refused.message}", "store")
+                self._storing.began(refused.message)
+            except asyncio.CancelledError:
+                if settling.done() and not settling.cancelled() and isinstance(settling.exception(), Refused):
+                    await self._give_back(reader, items)
+                raise
             try:
                 await reader.hide(items, _HELD_FOR)
                 await asyncio.sleep(min(self._backoff.next(), _HELD_FOR / 2))
             except asyncio.CancelledError:
-                await self._to_its_end(reader.hide(items, 0))  # others may have them at once
+                await self._give_back(reader, items)
                 raise
+
+    async def _give_back(self, reader: "Reader", items: Sequence[Item]) -> None:
+        """Let others have items at once."""
+        hiding = reader.hide(items, 0)
+        await self._to_its_end(asyncio.create_task(hiding, name=f"{self.name} gives back"))
 
     async def _settle(self, reader: "Reader", items: Sequence[Item]) -> bool:
         """Publish what was not published before, and delete what is done with. Whether there was such.
@@ -178,9 +202,14 @@ class SqsQueue:
         drafts, bad = self._sorted(items)
         if drafts:
             await asyncio.shield(self._publish(drafts))
+            self._storing.ended()
         done = [item for item in items if self._is_done_with(item, bad)]
         if done:
-            await reader.delete(done)
+            try:
+                await reader.delete(done)
+            except Exception as error:
+                raise UndeletedError from error
+            self._deleting.ended()
         return bool(drafts or done)
 
     def _sorted(self, items: Sequence[Item]) -> tuple[dict[bytes, Draft], set[str]]:
@@ -231,17 +260,17 @@ class SqsQueue:
             if taken:
                 self._published.put(key, None)
 
-    async def _to_its_end(self, under_way: Coroutine[Any, Any, R]) -> R:
+    async def _to_its_end(self, task: asyncio.Task[R]) -> R:
         """Wait for what must not be left half done: a stop waits for it too, but not for ever."""
-        task = asyncio.create_task(under_way, name=f"{self.name} under way")
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            try:
-                await asyncio.wait([task], timeout=self._patience)
-            finally:
-                task.cancel()
-            if not task.cancelled() and task.done() and (error := task.exception()):
+            until = time.monotonic() + self._patience
+            while not task.done() and (left := until - time.monotonic()) > 0:
+                with contextlib.suppress(asyncio.CancelledError):  # a stop, after a consumer has failed
+                    await asyncio.wait([task], timeout=left)
+            task.cancel()
+            if task.done() and not task.cancelled() and (error := task.exception()):
                 log.debug("%s: at the stop: %s", self.name, error)
             raise
 
@@ -258,23 +287,25 @@ class Reader:
         """The next items, none if there are none after so many seconds. Raises OddAnswerError."""
         hidden_for = self._config.hidden_for
         visibility = {} if hidden_for is None else {"VisibilityTimeout": hidden_for}
-        answer = await self._client.receive_message(
+        answer = await asked(
+            self._client.receive_message,
             QueueUrl=self._url,
             MaxNumberOfMessages=self._config.batch,
             WaitTimeSeconds=wait,
             **visibility,
         )
-        try:
-            return [
-                Item(message["MessageId"], message["ReceiptHandle"], message["Body"])
-                for message in answer.get("Messages", ())
-            ]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise OddAnswerError("an item lacks its MessageId, ReceiptHandle or Body") from error
+        items = [
+            Item(*(message.get(name) for name in ("MessageId", "ReceiptHandle", "Body")))
+            for message in answer.get("Messages", ())
+        ]
+        if not all(isinstance(text, str) for item in items for text in item):
+            raise OddAnswerError("an item lacks its MessageId, ReceiptHandle or Body")
+        return items
 
     async def delete(self, items: Sequence[Item]) -> None:
         """Delete items. Those that SQS cannot delete now come again, and are deleted then."""
-        answer = await self._client.delete_message_batch(
+        answer = await asked(
+            self._client.delete_message_batch,
             QueueUrl=self._url,
             Entries=[{"Id": str(place), "ReceiptHandle": item.receipt} for place, item in enumerate(items)],
         )
@@ -287,8 +318,8 @@ class Reader:
             {"Id": str(place), "ReceiptHandle": item.receipt, "VisibilityTimeout": seconds}
             for place, item in enumerate(items)
         ]
-        with contextlib.suppress(BotoCoreError, ClientError):
-            await self._client.change_message_visibility_batch(QueueUrl=self._url, Entries=entries)
+        with contextlib.suppress(BotoCoreError, ClientError, OddAnswerError):
+            await asked(self._client.change_message_visibility_batch, QueueUrl=self._url, Entries=entries)
 
 
 def connect(queue: QueueConfig) -> contextlib.AbstractAsyncContextManager[Client]:
@@ -313,6 +344,22 @@ def connect(queue: QueueConfig) -> contextlib.AbstractAsyncContextManager[Client
         "sqs", endpoint_url=queue.endpoint_url, config=options
     )
     return client
+
+
+async def asked(call: Callable[..., Awaitable[Any]], **parameters: Any) -> dict[str, Any]:
+    """What a call of SQS is answered. Raises what botocore does, and OddAnswerError.
+
+    Of what is no answer of SQS botocore makes an empty one, or an error of its own.
+    """
+    try:
+        answer = await call(**parameters)
+        kind = answer["ResponseMetadata"]["HTTPHeaders"].get("content-type", "")
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise OddAnswerError(f"what answers is not SQS: {error}") from error
+    if "json" not in kind:
+        raise OddAnswerError(f"what answers is not SQS, it sends {kind or 'nothing'}")
+    assert isinstance(answer, dict)  # noqa: S101 (or it would not have come here)
+    return answer
 
 
 def explained(error: Exception) -> tuple[str, str]:

@@ -21,6 +21,7 @@ class Do(Enum):
 
     PASS = auto()
     HANG = auto()  # no answer, and the server hears nothing of it
+    HOLD = auto()  # the server hears of it when release() says so
     CUT = auto()  # the connection ends without an answer, and the server hears nothing of it
     LOSE_ANSWER = auto()  # the server does it, and then the connection ends
 
@@ -65,11 +66,12 @@ class AwsProxy:
         self._upstream = upstream
         self._rules: list[_Rule] = []
         self._changed = asyncio.Condition()
+        self._released = asyncio.Event()
         self._port = 0
         self._listener: asyncio.Server | None = None
         self.operations: list[str] = []
         self.connections = 0  # that were ever made
-        self.hanging = 0  # requests, of clients that have not left
+        self.hanging = 0  # requests that hang or are held, of clients that have not left
         self.passing = 0  # requests that the server has not answered
 
     @property
@@ -133,6 +135,12 @@ class AwsProxy:
         """Let all further requests through. Those that hang go on hanging."""
         self._rules.clear()
 
+    def release(self) -> None:
+        """Pass on what is held, and hold nothing any more."""
+        self._rules = [rule for rule in self._rules if rule.action is not Do.HOLD]
+        self._released.set()
+        self._released = asyncio.Event()
+
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait until something is so, as requests come and go. what: it is, for the error."""
         try:
@@ -172,6 +180,9 @@ class AwsProxy:
         if action is Do.HANG:
             async with self._counted("hanging"):
                 await asyncio.Event().wait()
+        if action is Do.HOLD:
+            async with self._counted("hanging"):
+                await self._released.wait()
         response: web.Response | None = None
         if action is not Do.CUT:
             async with self._counted("passing"):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -20,6 +21,7 @@ StartDaemon = Callable[..., Daemon]
 EVERYTHING = {"X-Fetch-Since": "-1"}
 HELD = 60  # events in a backlog that a test begins with
 WIDE = 40  # the one of them that fills pages of its own
+Trouble = Callable[[Daemon, Path], contextlib.AbstractContextManager[None]]
 CUT = (asyncio.IncompleteReadError, ConnectionError)
 
 
@@ -164,3 +166,86 @@ def overwrite(storage: Path, page: int, damage: bytes, offset: int = 0) -> None:
     with storage.open("r+b") as file:
         file.seek((page - 1) * 4096 + offset)
         file.write(damage)
+
+
+# What keeps a daemon from writing
+
+
+@contextlib.contextmanager
+def full_disk(daemon: Daemon, storage: Path) -> Iterator[None]:
+    """The disk is full."""
+    filler = fill(storage.parent)
+    yield
+    filler.unlink()
+
+
+@contextlib.contextmanager
+def size_limit(daemon: Daemon, storage: Path) -> Iterator[None]:
+    """The process may not make files any longer."""
+    limit = ["prlimit", f"--pid={daemon.pid}"]
+    subprocess.run([*limit, "--fsize=1:"], check=True)
+    yield
+    subprocess.run([*limit, "--fsize=unlimited:"], check=True)
+
+
+@contextlib.contextmanager
+def read_only(daemon: Daemon, storage: Path) -> Iterator[None]:
+    """No file may be changed, by nobody, and none be made beside them.
+
+    Except for the -shm: it is mapped into memory, where such a thing is no error but a SIGBUS.
+    """
+    files = [*(path for path in files_of(storage) if not path.name.endswith("-shm")), storage.parent]
+    subprocess.run(["chattr", "+i", *files], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", *files], check=True)
+
+
+@contextlib.contextmanager
+def locked(daemon: Daemon, storage: Path) -> Iterator[None]:
+    """Another program writes in the database, for long."""
+    with contextlib.closing(sqlite3.connect(storage, isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+@contextlib.contextmanager
+def moved_away(daemon: Daemon, storage: Path) -> Iterator[None]:
+    """The database has another name."""
+    other = storage.with_name("elsewhere")
+    storage.rename(other)
+    yield
+    other.rename(storage)
+
+
+@contextlib.contextmanager
+def all_moved_away(daemon: Daemon, storage: Path) -> Iterator[None]:
+    """The database is in another directory, with the files beside it."""
+    other = storage.parent / "elsewhere"
+    other.mkdir()
+    moved = [path.rename(other / path.name) for path in files_of(storage)]
+    yield
+    for path in moved:
+        if path.exists():  # the daemon may have cleared away what it had no more use for
+            path.rename(storage.parent / path.name)
+
+
+@contextlib.contextmanager
+def wal_moved_away(daemon: Daemon, storage: Path) -> Iterator[None]:
+    """The -wal has another name, in which is what has not been moved into the database yet."""
+    wal, other = Path(f"{storage}-wal"), storage.with_name("elsewhere")
+    wal.rename(other)
+    yield
+    other.rename(wal)
+
+
+@contextlib.contextmanager
+def replaced(daemon: Daemon, storage: Path) -> Iterator[None]:
+    """A copy is in the place of the database, and later the database again."""
+    other = storage.with_name("elsewhere")
+    storage.rename(other)
+    shutil.copy(other, storage)
+    yield
+    other.rename(storage)

@@ -9,7 +9,6 @@ import shutil
 import signal
 import sqlite3
 import stat
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -23,110 +22,35 @@ from storage import (
     EVERYTHING,
     HELD,
     StartDaemon,
+    Trouble,
+    all_moved_away,
     config,
     content,
     disk,
     failed_start,
     files_of,
     fill,
+    full_disk,
     killed_when,
+    locked,
+    moved_away,
     numbers,
     overwrite,
     pages,
     payload,
     publish,
+    read_only,
     remount,
+    replaced,
     replay,
+    size_limit,
     started,
     stored,
+    wal_moved_away,
     with_level,
 )
 
-Trouble = Callable[[Daemon, Path], contextlib.AbstractContextManager[None]]
-
-
 # Nothing can be written
-
-
-@contextlib.contextmanager
-def full_disk(daemon: Daemon, storage: Path) -> Iterator[None]:
-    """The disk is full."""
-    filler = fill(storage.parent)
-    yield
-    filler.unlink()
-
-
-@contextlib.contextmanager
-def size_limit(daemon: Daemon, storage: Path) -> Iterator[None]:
-    """The process may not make files any longer."""
-    limit = ["prlimit", f"--pid={daemon.pid}"]
-    subprocess.run([*limit, "--fsize=1:"], check=True)
-    yield
-    subprocess.run([*limit, "--fsize=unlimited:"], check=True)
-
-
-@contextlib.contextmanager
-def read_only(daemon: Daemon, storage: Path) -> Iterator[None]:
-    """No file may be changed, by nobody, and none be made beside them.
-
-    Except for the -shm: it is mapped into memory, where such a thing is no error but a SIGBUS.
-    """
-    files = [*(path for path in files_of(storage) if not path.name.endswith("-shm")), storage.parent]
-    subprocess.run(["chattr", "+i", *files], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["chattr", "-i", *files], check=True)
-
-
-@contextlib.contextmanager
-def locked(daemon: Daemon, storage: Path) -> Iterator[None]:
-    """Another program writes in the database, for long."""
-    with contextlib.closing(sqlite3.connect(storage, isolation_level=None)) as connection:
-        connection.execute("BEGIN EXCLUSIVE")
-        yield
-        connection.execute("ROLLBACK")
-
-
-@contextlib.contextmanager
-def moved_away(daemon: Daemon, storage: Path) -> Iterator[None]:
-    """The database has another name."""
-    other = storage.with_name("elsewhere")
-    storage.rename(other)
-    yield
-    other.rename(storage)
-
-
-@contextlib.contextmanager
-def all_moved_away(daemon: Daemon, storage: Path) -> Iterator[None]:
-    """The database is in another directory, with the files beside it."""
-    other = storage.parent / "elsewhere"
-    other.mkdir()
-    moved = [path.rename(other / path.name) for path in files_of(storage)]
-    yield
-    for path in moved:
-        if path.exists():  # the daemon may have cleared away what it had no more use for
-            path.rename(storage.parent / path.name)
-
-
-@contextlib.contextmanager
-def wal_moved_away(daemon: Daemon, storage: Path) -> Iterator[None]:
-    """The -wal has another name, in which is what has not been moved into the database yet."""
-    wal, other = Path(f"{storage}-wal"), storage.with_name("elsewhere")
-    wal.rename(other)
-    yield
-    other.rename(wal)
-
-
-@contextlib.contextmanager
-def replaced(daemon: Daemon, storage: Path) -> Iterator[None]:
-    """A copy is in the place of the database, and later the database again."""
-    other = storage.with_name("elsewhere")
-    storage.rename(other)
-    shutil.copy(other, storage)
-    yield
-    other.rename(storage)
-
 
 UNWRITABLE = [full_disk, size_limit, read_only, locked]
 GONE = [moved_away, all_moved_away, wal_moved_away, replaced]

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import NamedTuple
@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from core import store as store_module
 from core.cursor import Mark, Stamps
 from core.event import Event
-from core.idempotency import Ask
+from core.idempotency import Ask, Item
 from core.replay import Placement, ReplayRequest
 from core.settings import BacklogConfig, ServerConfig
-from core.store import Accepted, EventsGoneError
+from core.store import Accepted, EventsGoneError, StoreError
 from core.topics import publish_path
 from plugins import backlog, backlog_file
 from plugins.backlog import Backlog
@@ -206,7 +206,7 @@ async def test_what_a_failed_commit_has_left_behind_is_undone(tmp_path: Path) ->
 
     def store(path: str, key: bytes) -> int:
         event = Event(publish_path(path), '{"a": "x"', life.stamps.next())
-        write = Write([event], Ask(key, b""), Accepted(event.stamp, 1))
+        write = Write([event], Ask(key, b""), Accepted(event.stamp, 1), [Item("queue", key, 600)])
         file.store([write], end, life.clock.seconds())
         return event.stamp.position
 
@@ -216,8 +216,76 @@ async def test_what_a_failed_commit_has_left_behind_is_undone(tmp_path: Path) ->
     kept = store("/a", b"kept")
     assert [line.position for line in file.read(0, 2**60, backlog_file.KINDS)] == [end, kept]
     assert [answer.ask.scope for answer in file.remembered(life.clock.seconds())] == [b"kept"]
+    assert [key for key, _ in file.remembered_items("queue", life.clock.seconds())] == [b"kept"]
     file.close_reader()
     file.close_writer()
+
+
+@contextlib.contextmanager
+def opened(directory: Path, window: float = 600) -> Iterator[tuple[BacklogFile, Callable[..., None]]]:
+    """A file, and what publishes an event into it that came from items, or with an Idempotency-Key."""
+    file = BacklogFile(directory / "backlog.db", 10, window)
+    file.open(BEGINNING, from_the_start=True)
+    file.open_reader()
+    clock = Clock()
+    stamps = Stamps(clock, clock)
+
+    def store(now: float, *items: Item, ask: Ask | None = None) -> None:
+        event = Event(publish_path("/a"), '{"a": "x"', stamps.next())
+        file.store([Write([event], ask, Accepted(event.stamp, 1), items)], 0, now)
+
+    try:
+        yield file, store
+    finally:
+        file.close_reader()
+        file.close_writer()
+
+
+def test_items_are_remembered_for_their_window_by_queue(tmp_path: Path) -> None:
+    """The oldest first, with what is left of it; then they leave the file."""
+    with opened(tmp_path) as (file, store):
+        store(1000, Item("one", b"a", 100))
+        store(1050, Item("one", b"b", 100), Item("two", b"a", 10))
+        assert file.remembered_items("one", 1060) == [(b"a", 40), (b"b", 90)]
+        assert file.remembered_items("two", 1059) == [(b"a", 1)]
+        assert file.remembered_items("two", 1061) == []
+        file.prune(0, 1120)
+        assert file.remembered_items("one", 0) == [(b"b", 1150)]
+        assert file.remembered_items("two", 0) == []
+
+
+def test_the_newest_items_of_each_queue_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those of another queue nor the answers to publishers push them out, nor they those."""
+    monkeypatch.setattr(backlog_file, "MAX_ITEMS", 5)
+    monkeypatch.setattr(backlog_file, "MAX_REMEMBERED", 3)
+    with opened(tmp_path) as (file, store):
+        for n in range(20):
+            store(1000 + n, Item("busy", b"%d" % n, 600))
+            if n < 2:
+                store(1000 + n, Item("quiet", b"%d" % n, 600), ask=Ask(b"%d" % n, b""))
+        file.prune(0, 1020)
+        busy = [key for key, _ in file.remembered_items("busy", 1020)]
+        assert busy[-5:] == [b"15", b"16", b"17", b"18", b"19"]
+        assert len(busy) <= 6
+        assert [key for key, _ in file.remembered_items("quiet", 1020)] == [b"0", b"1"]
+        assert len(file.remembered(1020)) == 2
+        for n in range(20):
+            store(1020 + n, ask=Ask(b"key %d" % n, b""))
+        file.prune(0, 1040)
+        assert [key for key, _ in file.remembered_items("quiet", 1040)] == [b"0", b"1"]
+        assert 3 <= len(file.remembered(1040)) <= 4
+
+
+def test_items_of_a_write_that_fails_are_not_remembered(tmp_path: Path) -> None:
+    """Their events are not stored either, so they have to come again."""
+    with opened(tmp_path) as (file, store):
+        store(1000, Item("queue", b"a", 600))
+        with pytest.raises(StoreError):
+            store(1000, Item("queue", b"b", 600), Item("queue", None, 600))  # type: ignore[arg-type]
+        assert file.remembered_items("queue", 1000) == [(b"a", 600)]
+        assert len(file.read(0, 2**62, backlog_file.KINDS)) == 1
 
 
 class View(NamedTuple):
