@@ -15,6 +15,7 @@ A plugin is one module, or one with parts of its own, such as those beside backl
     ldap_lookup      one question to one server
     ldap_templates   where a user's name goes in what is asked
     ldap_dn          distinguished names
+    sqs_client       the calls that read a queue
     sqs_items        one item of a queue, read as an event
 """
 

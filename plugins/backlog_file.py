@@ -344,6 +344,8 @@ class BacklogFile:
         if self._writer:
             self._writer.close()
             self._writer = None
+            if self._reader is None:  # SQLite takes the log away with its last connection
+                self._wal_inode = None
 
     def close_reader(self) -> None:
         """Close the connection of the thread that reads."""
@@ -457,8 +459,8 @@ def _forget_items(connection: sqlite3.Connection, now: float) -> None:
     for (queue,) in connection.execute("SELECT DISTINCT queue FROM items").fetchall():
         connection.execute(
             "DELETE FROM items WHERE queue = :queue AND until < max(:now, ifnull("
-            "(SELECT until FROM items WHERE queue = :queue ORDER BY until DESC LIMIT 1 OFFSET :most), 0))",
-            {"queue": queue, "now": now, "most": MAX_ITEMS},
+            "(SELECT until FROM items WHERE queue = :queue ORDER BY until DESC LIMIT 1 OFFSET :others), 0))",
+            {"queue": queue, "now": now, "others": MAX_ITEMS - 1},
         )
 
 

@@ -9,17 +9,10 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import aioboto3
-from aiobotocore.config import AioConfig
-from aiobotocore.session import AioSession
-from botocore.exceptions import BotoCoreError, ClientError
-from botocore.loaders import Loader
-
-from core import __version__
 from core.errors import Refused
 from core.event import Draft
 from core.expiring import Expiring
@@ -30,30 +23,17 @@ from core.settings import Config
 from core.sqs_settings import QueueConfig
 from core.store import Accepted, StoreError
 from core.trouble import Trouble
+from plugins.sqs_client import Reader, SqsError, UndeletedError, reader_of
 from plugins.sqs_items import Item, Terms, draft_of
 
 log = logging.getLogger("pypubsub.sqs")
-for library in ("aioboto3", "aiobotocore", "boto3", "botocore"):
-    logging.getLogger(library).setLevel(logging.INFO)  # at DEBUG they show items, and how requests are signed
 
 _LONGEST_PAUSE = 60.0  # seconds between two tries
 _SHORTEST_ROUND = 1.0  # seconds, if the queue has nothing new
 _HELD_FOR = 30  # seconds that items are kept from others each time that they could not be stored
-_TIMEOUT = 10.0  # seconds for a connection, and for an answer beyond the time that it may wait for items
 _REPORTED = 10_000  # bad items that are known to be in the log
 
-_models = Loader()  # the files that describe AWS: reading them takes 100 ms, so once for all queues and tries
-
 R = TypeVar("R")
-Client = Any  # of aioboto3, made at run time
-
-
-class OddAnswerError(Exception):
-    """What answers is not SQS."""
-
-
-class UndeletedError(Exception):
-    """Items that are done with could not be deleted; its cause says why."""
 
 
 class Backoff:
@@ -96,14 +76,14 @@ class SqsQueue:
         self._consumers = 0
         self._backoff = Backoff()
         # each of its own, since one may last while another one's work is done
-        self._reading, self._storing, self._deleting = (
-            Trouble(
-                log,
-                f"{self.name}: {what} {self._queue.queue}".replace("%", "%%") + ": %s",
-                f"{self.name}: reads {self._queue.queue} again",
-            )
-            for what in ("cannot read", "items stay in", "cannot delete from")
-        )
+        self._reading = self._trouble("cannot read")
+        self._storing = self._trouble("items stay in")
+        self._holding = self._trouble("cannot keep items hidden in")
+        self._deleting = self._trouble("cannot delete from")
+
+    def _trouble(self, what: str) -> Trouble:
+        began = f"{self.name}: {what} {self._queue.queue}".replace("%", "%%") + ": %s"
+        return Trouble(log, began, f"{self.name}: reads {self._queue.queue} again")
 
     async def run(self) -> None:
         """Publish what comes, until cancelled. Whatever goes wrong is tried again."""
@@ -119,35 +99,31 @@ class SqsQueue:
     def _note(self, error: Exception) -> None:
         while isinstance(error, ExceptionGroup):  # of consumers: the first to fail
             error = error.exceptions[0]
-        trouble = self._reading
-        if isinstance(error, UndeletedError) and isinstance(error.__cause__, Exception):
-            trouble, error = self._deleting, error.__cause__
-        kind, reason = explained(error)
-        expected = isinstance(error, ClientError | BotoCoreError | OSError | StoreError | OddAnswerError)
-        trouble.began(reason, kind, error if not expected else None)
+        match error:
+            case UndeletedError():
+                self._deleting.began(error.reason, error.kind)
+            case SqsError():
+                self._reading.began(error.reason, error.kind)
+            case StoreError():
+                self._reading.began(f"what was published before cannot be found out: {error}")
+            case _:
+                self._reading.began("a mistake in the program", repr(error), error)
 
     async def _read(self) -> None:
         """Read the queue over one client, until something fails."""
         if not self._recalled:
-            for key, left in await self._intake.remembered_items(self._queue.queue):
+            for key, left in await self._intake.remembered_items(self._queue.name):
                 self._published.put(key, None, age=self._queue.window - left)
             self._recalled = True
-        async with connect(self._queue) as client:
-            url = await self._url(client)
-            if url != self._url_told:
-                log.info("%s: reads %s", self.name, url)
-                self._url_told = url
+        async with reader_of(self._queue) as reader:
+            if reader.url != self._url_told:
+                log.info("%s: reads %s", self.name, reader.url)
+                self._url_told = reader.url
             async with asyncio.TaskGroup() as consumers:
                 self._consumers = 1
-                await self._consume(Reader(client, url, self._queue), consumers)
+                await self._consume(reader, consumers)
 
-    async def _url(self, client: Client) -> str:
-        if "/" in self._queue.queue:
-            return self._queue.queue
-        answer = await asked(client.get_queue_url, QueueName=self._queue.queue)
-        return str(answer.get("QueueUrl"))
-
-    async def _consume(self, reader: "Reader", consumers: asyncio.TaskGroup, *, extra: bool = False) -> None:
+    async def _consume(self, reader: Reader, consumers: asyncio.TaskGroup, *, extra: bool = False) -> None:
         """Publish what comes. An extra consumer is there only as long as there is always something."""
         while True:
             began = time.monotonic()
@@ -164,7 +140,7 @@ class SqsQueue:
             if not new:
                 await asyncio.sleep(began + _SHORTEST_ROUND - time.monotonic())
 
-    async def _take(self, reader: "Reader", items: Sequence[Item]) -> bool:
+    async def _take(self, reader: Reader, items: Sequence[Item]) -> bool:
         """Publish items, and delete them. Whether there was anything to do.
 
         While the store refuses them they are kept from other readers.
@@ -180,18 +156,27 @@ class SqsQueue:
                     await self._give_back(reader, items)
                 raise
             try:
-                await reader.hide(items, _HELD_FOR)
+                await self._hold(reader, items, _HELD_FOR)
                 await asyncio.sleep(min(self._backoff.next(), _HELD_FOR / 2))
             except asyncio.CancelledError:
                 await self._give_back(reader, items)
                 raise
 
-    async def _give_back(self, reader: "Reader", items: Sequence[Item]) -> None:
+    async def _give_back(self, reader: Reader, items: Sequence[Item]) -> None:
         """Let others have items at once."""
-        hiding = reader.hide(items, 0)
-        await self._to_its_end(asyncio.create_task(hiding, name=f"{self.name} gives back"))
+        holding = self._hold(reader, items, 0)
+        await self._to_its_end(asyncio.create_task(holding, name=f"{self.name} gives back"))
 
-    async def _settle(self, reader: "Reader", items: Sequence[Item]) -> bool:
+    async def _hold(self, reader: Reader, items: Sequence[Item], seconds: int) -> None:
+        """Keep items from others so long from now on. If that fails, they come up when the queue wants."""
+        try:
+            await reader.hide(items, seconds)
+        except SqsError as error:
+            self._holding.began(error.reason, error.kind)
+        else:
+            self._holding.ended()
+
+    async def _settle(self, reader: Reader, items: Sequence[Item]) -> bool:
         """Publish what was not published before, and delete what is done with. Whether there was such.
 
         Raises Refused if the store does not take it.
@@ -205,10 +190,7 @@ class SqsQueue:
             self._storing.ended()
         done = [item for item in items if self._is_done_with(item, bad)]
         if done:
-            try:
-                await reader.delete(done)
-            except Exception as error:
-                raise UndeletedError from error
+            await reader.delete(done)
             self._deleting.ended()
         return bool(drafts or done)
 
@@ -243,7 +225,7 @@ class SqsQueue:
 
     def _publish(self, drafts: Mapping[bytes, Draft]) -> asyncio.Future[Accepted]:
         """All together, or none. The future may raise Refused."""
-        remembered = [Remembered(self._queue.queue, key, self._queue.window) for key in drafts]
+        remembered = [Remembered(self._queue.name, key, self._queue.window) for key in drafts]
         stored = self._intake.take_items(list(drafts.values()), remembered)
         self._under_way |= dict.fromkeys(drafts, stored)
         if stored.done():
@@ -273,103 +255,6 @@ class SqsQueue:
             if task.done() and not task.cancelled() and (error := task.exception()):
                 log.debug("%s: at the stop: %s", self.name, error)
             raise
-
-
-class Reader:
-    """The calls that a queue's consumers make. Each raises what botocore does."""
-
-    def __init__(self, client: Client, url: str, config: QueueConfig) -> None:
-        self._client = client
-        self._url = url
-        self._config = config
-
-    async def receive(self, wait: int) -> list[Item]:
-        """The next items, none if there are none after so many seconds. Raises OddAnswerError."""
-        hidden_for = self._config.hidden_for
-        visibility = {} if hidden_for is None else {"VisibilityTimeout": hidden_for}
-        answer = await asked(
-            self._client.receive_message,
-            QueueUrl=self._url,
-            MaxNumberOfMessages=self._config.batch,
-            WaitTimeSeconds=wait,
-            **visibility,
-        )
-        items = [
-            Item(*(message.get(name) for name in ("MessageId", "ReceiptHandle", "Body")))
-            for message in answer.get("Messages", ())
-        ]
-        if not all(isinstance(text, str) for item in items for text in item):
-            raise OddAnswerError("an item lacks its MessageId, ReceiptHandle or Body")
-        return items
-
-    async def delete(self, items: Sequence[Item]) -> None:
-        """Delete items. Those that SQS cannot delete now come again, and are deleted then."""
-        answer = await asked(
-            self._client.delete_message_batch,
-            QueueUrl=self._url,
-            Entries=[{"Id": str(place), "ReceiptHandle": item.receipt} for place, item in enumerate(items)],
-        )
-        for failed in answer.get("Failed", ()):
-            log.debug("not deleted from %s: %s", self._config.queue, failed)
-
-    async def hide(self, items: Sequence[Item], seconds: int) -> None:
-        """Have the queue give items out again after so many seconds: if this fails, it does so by itself."""
-        entries = [
-            {"Id": str(place), "ReceiptHandle": item.receipt, "VisibilityTimeout": seconds}
-            for place, item in enumerate(items)
-        ]
-        with contextlib.suppress(BotoCoreError, ClientError, OddAnswerError):
-            await asked(self._client.change_message_visibility_batch, QueueUrl=self._url, Entries=entries)
-
-
-def connect(queue: QueueConfig) -> contextlib.AbstractAsyncContextManager[Client]:
-    """A client of the queue's region or endpoint, by the credentials that hold now."""
-    own = AioSession(profile=queue.profile)
-    own.register_component("data_loader", _models)
-    session = aioboto3.Session(
-        aws_access_key_id=queue.key,
-        aws_secret_access_key=queue.secret,
-        region_name=queue.region,
-        botocore_session=own,
-    )
-    options = AioConfig(
-        connect_timeout=_TIMEOUT,
-        read_timeout=queue.wait + _TIMEOUT,
-        retries={"total_max_attempts": 1},  # run() has the patience
-        max_pool_connections=2 * queue.consumers + 1,
-        tcp_keepalive=True,
-        user_agent_extra=f"PyPubSub/{__version__}",
-    )
-    client: contextlib.AbstractAsyncContextManager[Client] = session.client(
-        "sqs", endpoint_url=queue.endpoint_url, config=options
-    )
-    return client
-
-
-async def asked(call: Callable[..., Awaitable[Any]], **parameters: Any) -> dict[str, Any]:
-    """What a call of SQS is answered. Raises what botocore does, and OddAnswerError.
-
-    Of what is no answer of SQS botocore makes an empty one, or an error of its own.
-    """
-    try:
-        answer = await call(**parameters)
-        kind = answer["ResponseMetadata"]["HTTPHeaders"].get("content-type", "")
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise OddAnswerError(f"what answers is not SQS: {error}") from error
-    if "json" not in kind:
-        raise OddAnswerError(f"what answers is not SQS, it sends {kind or 'nothing'}")
-    assert isinstance(answer, dict)  # noqa: S101 (or it would not have come here)
-    return answer
-
-
-def explained(error: Exception) -> tuple[str, str]:
-    """What kind of failure it is, and its reason in one line."""
-    kind = type(error).__name__
-    if isinstance(error, ClientError):
-        told = error.response.get("Error", {})
-        kind = str(told.get("Code", kind))
-        return kind, f"{kind}: {told.get('Message', '')}"[:300].replace("\n", " ")
-    return kind, f"{kind}: {error}"[:300].replace("\n", " ")
 
 
 def key_of(item: Item) -> bytes:
