@@ -119,9 +119,9 @@ class SqsQueue:
             if reader.url != self._url_told:
                 log.info("%s: reads %s", self.name, reader.url)
                 self._url_told = reader.url
-            async with asyncio.TaskGroup() as consumers:
+            async with asyncio.TaskGroup() as consumers:  # which a stop cancels all at once
                 self._consumers = 1
-                await self._consume(reader, consumers)
+                consumers.create_task(self._consume(reader, consumers), name=f"{self.name} consumer")
 
     async def _consume(self, reader: Reader, consumers: asyncio.TaskGroup, *, extra: bool = False) -> None:
         """Publish what comes. An extra consumer is there only as long as there is always something."""
