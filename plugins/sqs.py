@@ -124,9 +124,10 @@ class SqsQueue:
             if url != self._url_told:
                 log.info("%s: reads %s", self.name, url)
                 self._url_told = url
-            async with asyncio.TaskGroup() as consumers:
+            reader = Reader(client, url, self._queue)
+            async with asyncio.TaskGroup() as consumers:  # which a stop cancels all at once
                 self._consumers = 1
-                await self._consume(Reader(client, url, self._queue), consumers)
+                consumers.create_task(self._consume(reader, consumers), name=f"{self.name} consumer")
 
     async def _url(self, client: Client) -> str:
         if "/" in self._queue.queue:

@@ -180,6 +180,25 @@ async def test_a_stop_at_the_moment_of_a_failure_ends_the_server(
     assert await asyncio.to_thread(daemon.wait) == 0
 
 
+async def test_a_stop_ends_the_reading_of_all_consumers(
+    moto: Moto, start_daemon: StartDaemon, proxy: AwsProxy
+) -> None:
+    """Also of those beside one that is held up by what it has to end first."""
+    queue = new_queue(moto)
+    moto.send_many(queue, [{"n": n} for n in range(100)])
+    proxy.on("DeleteMessageBatch", Do.HANG)
+    proxy.on("ReceiveMessage", Do.HANG)
+    proxy.on("ReceiveMessage", Do.PASS, times=1)
+    config = reading(
+        moto, queue, sections={"server": {"drain_timeout": 10}}, consumers=2, endpoint_url=proxy.url
+    )
+    daemon = start_daemon(config)
+    await proxy.until_hanging(2)  # one deletes, one waits for items
+    daemon.signal(signal.SIGTERM)
+    await asyncio.wait_for(proxy.until_hanging(1), 3)
+    assert await asyncio.to_thread(daemon.wait) == 0
+
+
 @pytest.mark.parametrize(("consumers", "batch"), [(1, 10), (1, 1), (8, 1), (50, 3)])
 async def test_all_items_come_once_with_any_number_of_consumers(
     moto: Moto, start_daemon: StartDaemon, proxy: AwsProxy, consumers: int, batch: int
