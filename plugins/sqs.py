@@ -91,7 +91,9 @@ class SqsQueue:
         self._url_told = ""
         self._consumers = 0
         self._backoff = Backoff()
-        self._trouble = Trouble(log, f"{self.name}: %s", f"{self.name}: reads {self._queue.queue} again")
+        self._trouble = Trouble(
+            log, f"{self.name.replace('%', '%%')}: %s", f"{self.name}: reads {self._queue.queue} again"
+        )
 
     async def run(self) -> None:
         """Publish what comes, until cancelled. Whatever goes wrong is tried again."""

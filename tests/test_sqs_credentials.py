@@ -138,6 +138,15 @@ async def test_without_credentials_the_server_serves_on(
     assert not any(word in "".join(daemon.log) for word in (moto.credentials.secret, "hunter2"))
 
 
+async def test_a_name_with_a_percent_sign_is_logged_as_it_is(moto: Moto, start_daemon: StartDaemon) -> None:
+    """Although the log formats its lines with such signs."""
+    settings = moto.settings("there-is-none")
+    daemon = start_daemon({"sqs": {"50%s%": settings}})
+    await daemon.until_logged(
+        "WARNING pypubsub.sqs: sqs 50%s%: cannot read there-is-none: AWS.SimpleQueueService"
+    )
+
+
 # Permissions
 
 
