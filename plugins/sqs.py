@@ -154,7 +154,7 @@ class SqsQueue:
                 await asyncio.sleep(began + _SHORTEST_ROUND - time.monotonic())
 
     async def _take(self, reader: "Reader", items: Sequence[Item]) -> bool:
-        """Publish items, and delete them. Whether there was anything to do.
+        """Publish items, and delete them. Whether anything was done.
 
         While the store refuses them they are kept from other readers.
         """
@@ -171,7 +171,7 @@ class SqsQueue:
                 raise
 
     async def _settle(self, reader: "Reader", items: Sequence[Item]) -> bool:
-        """Publish what was not published before, and delete what is done with. Whether there was such.
+        """Publish what was not published before, and delete what is done with. Whether any of it was done.
 
         Raises Refused if the store does not take it.
         """
@@ -182,9 +182,8 @@ class SqsQueue:
         if drafts:
             await asyncio.shield(self._publish(drafts))
         done = [item for item in items if self._is_done_with(item, bad)]
-        if done:
-            await reader.delete(done)
-        return bool(drafts or done)
+        deleted = await reader.delete(done) if done else 0
+        return bool(drafts or deleted)
 
     def _sorted(self, items: Sequence[Item]) -> tuple[dict[bytes, Draft], set[str]]:
         """The events that are to be published, and which items are bad (by MessageId)."""
@@ -275,14 +274,15 @@ class Reader:
         except (KeyError, TypeError, AttributeError) as error:
             raise OddAnswerError("an item lacks its MessageId, ReceiptHandle or Body") from error
 
-    async def delete(self, items: Sequence[Item]) -> None:
-        """Delete items. Those that SQS cannot delete now come again, and are deleted then."""
+    async def delete(self, items: Sequence[Item]) -> int:
+        """Delete items; how many were. Those that SQS cannot delete now come again, and are deleted then."""
         answer = await self._client.delete_message_batch(
             QueueUrl=self._url,
             Entries=[{"Id": str(place), "ReceiptHandle": item.receipt} for place, item in enumerate(items)],
         )
         for failed in answer.get("Failed", ()):
             log.debug("not deleted from %s: %s", self._config.queue, failed)
+        return len(answer.get("Successful", ()))
 
     async def hide(self, items: Sequence[Item], seconds: int) -> None:
         """Have the queue give items out again after so many seconds: if this fails, it does so by itself."""

@@ -147,6 +147,21 @@ async def test_items_that_stay_are_not_asked_for_without_end(
     assert proxy.operations.count("ReceiveMessage") <= 2 * (2 + seconds)
 
 
+async def test_what_cannot_be_deleted_is_not_tried_without_end(
+    moto: Moto, start_daemon: StartDaemon, proxy: AwsProxy
+) -> None:
+    """Although the queue gives it out again at once."""
+    queue = new_queue(moto, VisibilityTimeout=0)
+    moto.send(queue, {"n": 1})
+    proxy.on("DeleteMessageBatch", NOT_DELETED)
+    daemon = start_daemon(reading(moto, queue, consumers=1, endpoint_url=proxy.url))
+    async with daemon.subscriber("/") as stream:
+        assert await numbers(stream, 1) == [1]
+        await asyncio.sleep(3)
+        await nothing_else_on(stream, daemon)
+    assert proxy.operations.count("DeleteMessageBatch") <= 5
+
+
 # Many
 
 
