@@ -34,7 +34,8 @@ from plugins.sqs_items import Item, Terms, draft_of
 
 log = logging.getLogger("pypubsub.sqs")
 for library in ("aioboto3", "aiobotocore", "boto3", "botocore"):
-    logging.getLogger(library).setLevel(logging.INFO)  # at DEBUG they show items, and how requests are signed
+    # at DEBUG they show items, and how requests are signed; at INFO, at each try, where credentials are
+    logging.getLogger(library).setLevel(logging.WARNING)
 
 _LONGEST_PAUSE = 60.0  # seconds between two tries
 _SHORTEST_ROUND = 1.0  # seconds, if the queue has nothing new
