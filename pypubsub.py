@@ -106,7 +106,8 @@ class Server:
         self._trusted_proxies = Networks(config.server.trusted_proxies)
         self._secure_topics = frozenset(config.clients.secure_topics)
         self._refusals = Refusals()
-        self._http = HttpServer(self, config.server)
+        queue_connections = sum(queue.connections for queue in config.sqs.values())
+        self._http = HttpServer(self, config.server, files_of_others=queue_connections)
         self._runner = web.ServerRunner(self._http, shutdown_timeout=0.1)  # _drain() has waited already
         self._unix_sockets: list[UnixSocket] = []
         self._tls_context = CurrentContext(ssl.PROTOCOL_TLS_SERVER)
@@ -235,10 +236,13 @@ class Server:
         half = self.config.server.drain_timeout / 2  # a publisher who never ends costs no stream its end
         for reading in self._reading:
             reading.cancel()  # which ends when what it has under way is stored and deleted
-        if self._publishing and not await happens(self._no_publishing, half):
+        if not self._publishing:
+            self._no_publishing.set()
+        published = asyncio.create_task(self._no_publishing.wait(), name="wait for publishes")
+        await asyncio.wait([published, *self._reading], timeout=half)
+        published.cancel()
+        if self._publishing:
             log.warning("%d publishes did not end in time and are cut off", self._publishing)
-        if self._reading:
-            await asyncio.wait(self._reading, timeout=half)
         await self._intake.drain(half)
         try:
             async with asyncio.timeout(half):

@@ -90,9 +90,9 @@ class Connections:
         return site_of(peer)
 
 
-def most_connections(configured: int) -> int:
+def most_connections(configured: int, files_of_others: int) -> int:
     """How many connections there can be: as many as configured, if the limit of open files is not less."""
-    return min(configured, _raise_file_limit() - FILES_OF_OUR_OWN)
+    return min(configured, _raise_file_limit() - FILES_OF_OUR_OWN - files_of_others)
 
 
 def _raise_file_limit() -> int:

@@ -169,12 +169,13 @@ class AccessLog(AbstractAccessLogger):
 class HttpServer(web.Server):
     """aiohttp's low-level server (every path is a topic: there is nothing to route), with our Connection."""
 
-    def __init__(self, answers: Answers, settings: ServerConfig) -> None:
+    def __init__(self, answers: Answers, settings: ServerConfig, files_of_others: int) -> None:
+        """files_of_others: open files that the server must leave to connections that plugins make."""
         super().__init__(answers.handle, handler_cancellation=True)  # so a disconnect is noticed at once
         self.answers = answers
         self.settings = settings
         self.limits = Connections(
-            most_connections(settings.max_connections),
+            most_connections(settings.max_connections, files_of_others),
             settings.max_connections_per_address,
             Networks(settings.trusted_proxies),
         )

@@ -104,10 +104,22 @@ class QueueConfig(Section):
         """
         return self.visibility or (None if self.delete else _VISIBILITY_OF_WHAT_STAYS)
 
+    def is_the_same_as(self, other: "QueueConfig") -> bool:
+        """Whether both are read from one queue, as far as that can be seen."""
+        return all(
+            getattr(self, key) == getattr(other, key)
+            for key in ("queue", "region", "endpoint_url", "key", "profile")
+        )
+
     @property
     def name(self) -> str:
         """Of the queue, also where a URL is given."""
         return self.queue.rpartition("/")[2]
+
+    @property
+    def connections(self) -> int:
+        """How many are made to the queue at most."""
+        return 2 * self.consumers + 1
 
     @property
     def plan(self) -> str:
@@ -137,15 +149,21 @@ def build_queues(content: Any, path: Path) -> dict[str, QueueConfig]:
     """The section of a file. Raises ConfigError with all problems."""
     if not isinstance(content, dict):
         raise ConfigError([f"{path}: sqs: expected names of your choice, and below each the keys of a queue"])
-    queues, problems = {}, []
+    queues: dict[str, QueueConfig] = {}
+    problems: list[str] = []
     for name, settings in content.items():
         if not isinstance(name, str) or not re.fullmatch(r"[^\s,]{1,64}", name) or not name.isprintable():
             problems.append(f"{path}: sqs: expected a name of up to 64 characters, got {str(name)[:64]!r}")
             continue
         try:
-            queues[name] = build(QueueConfig, settings, path, above=("sqs", name))
+            queue = build(QueueConfig, settings, path, above=("sqs", name))
         except ConfigError as error:
             problems += error.problems
+            continue
+        twin = next((other for other in queues if queues[other].is_the_same_as(queue)), None)
+        if twin is not None:  # each would publish what is in it
+            problems.append(f"{path}: sqs.{name}.queue: is read as sqs.{twin} already")
+        queues[name] = queue
     if problems:
         raise ConfigError(problems)
     return queues

@@ -264,7 +264,8 @@ class BacklogFile:
                 "DELETE FROM answers WHERE at < (SELECT at FROM answers ORDER BY at DESC LIMIT 1 OFFSET ?)",
                 (MAX_REMEMBERED,),
             )
-            _forget_items(connection, now)
+            if not more:  # it looks at all of them, and will be called again
+                _forget_items(connection, now)
             self.lost = self.lost | lost
         return more
 

@@ -23,7 +23,7 @@ from core.settings import Config
 from core.sqs_settings import QueueConfig
 from core.store import Accepted, StoreError
 from core.trouble import Trouble
-from plugins.sqs_client import Reader, SqsError, UndeletedError, reader_of
+from plugins.sqs_client import Reader, SqsError, UndeletedError, reader_of, shown
 from plugins.sqs_items import Item, Terms, draft_of
 
 log = logging.getLogger("pypubsub.sqs")
@@ -117,11 +117,14 @@ class SqsQueue:
             self._recalled = True
         async with reader_of(self._queue) as reader:
             if reader.url != self._url_told:
-                log.info("%s: reads %s", self.name, reader.url)
+                log.info("%s: reads %s", self.name, shown(reader.url))
                 self._url_told = reader.url
-            async with asyncio.TaskGroup() as consumers:  # which a stop cancels all at once
+            async with asyncio.TaskGroup() as consumers:
                 self._consumers = 1
                 consumers.create_task(self._consume(reader, consumers), name=f"{self.name} consumer")
+                # until one fails, or a stop cancels all of them at once; not by waiting at the group's end,
+                # where Python 3.11, after a failure, forgets to take back the cancellation of this task
+                await asyncio.get_running_loop().create_future()
 
     async def _consume(self, reader: Reader, consumers: asyncio.TaskGroup, *, extra: bool = False) -> None:
         """Publish what comes. An extra consumer is there only as long as there is always something."""
@@ -141,7 +144,7 @@ class SqsQueue:
                 await asyncio.sleep(began + _SHORTEST_ROUND - time.monotonic())
 
     async def _take(self, reader: Reader, items: Sequence[Item]) -> bool:
-        """Publish items, and delete them. Whether there was anything to do.
+        """Publish items, and delete them. Whether anything was done.
 
         While the store refuses them they are kept from other readers.
         """
@@ -177,7 +180,7 @@ class SqsQueue:
             self._holding.ended()
 
     async def _settle(self, reader: Reader, items: Sequence[Item]) -> bool:
-        """Publish what was not published before, and delete what is done with. Whether there was such.
+        """Publish what was not published before, and delete what is done with. Whether any of it was done.
 
         Raises Refused if the store does not take it.
         """
@@ -189,10 +192,11 @@ class SqsQueue:
             await asyncio.shield(self._publish(drafts))
             self._storing.ended()
         done = [item for item in items if self._is_done_with(item, bad)]
+        deleted = 0
         if done:
-            await reader.delete(done)
+            deleted = await reader.delete(done)
             self._deleting.ended()
-        return bool(drafts or done)
+        return bool(drafts or deleted)
 
     def _sorted(self, items: Sequence[Item]) -> tuple[dict[bytes, Draft], set[str]]:
         """The events that are to be published, and which items are bad (by MessageId)."""
@@ -214,9 +218,9 @@ class SqsQueue:
             return
         self._reported.put(item.id, None)
         if self._queue.bad_items == "delete":
-            log.error("%s: item %.100s is bad and is deleted: %s", self.name, item.id, refused.message)
+            log.error("%s: item %s is bad and is deleted: %s", self.name, shown(item.id), refused.message)
         else:
-            log.warning("%s: item %.100s is bad and stays: %s", self.name, item.id, refused.message)
+            log.warning("%s: item %s is bad and stays: %s", self.name, shown(item.id), refused.message)
 
     def _is_done_with(self, item: Item, bad: set[str]) -> bool:
         if item.id in bad:

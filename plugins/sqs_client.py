@@ -1,5 +1,6 @@
 """The calls that read one queue of Amazon SQS, and what their answers and errors mean."""
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -17,10 +18,11 @@ from plugins.sqs_items import Item
 
 log = logging.getLogger("pypubsub.sqs")
 for library in ("aioboto3", "aiobotocore", "boto3", "botocore"):
-    logging.getLogger(library).setLevel(logging.INFO)  # at DEBUG they show items, and how requests are signed
+    # at DEBUG they show items, and how requests are signed; at INFO, at each try, where credentials are
+    logging.getLogger(library).setLevel(logging.WARNING)
 
 _TIMEOUT = 10.0  # seconds for a connection, and for an answer beyond the time that it may wait for items
-_LONGEST_REASON = 300  # characters
+_LONGEST_SHOWN = 300  # characters
 
 _models = Loader()  # the files that describe AWS: reading them takes 100 ms, so once for all queues and tries
 
@@ -30,7 +32,7 @@ class SqsError(Exception):
 
     def __init__(self, kind: str, reason: str) -> None:
         self.kind = kind
-        self.reason = f"{kind}: {reason}".replace("\n", " ")[:_LONGEST_REASON]
+        self.reason = shown(f"{kind}: {reason}")
         super().__init__(self.reason)
 
 
@@ -66,15 +68,17 @@ class Reader:
             raise _odd("an item lacks its MessageId, ReceiptHandle or Body")
         return items
 
-    async def delete(self, items: Sequence[Item]) -> None:
-        """Delete items. Those that SQS cannot delete now come again, and are deleted then."""
+    async def delete(self, items: Sequence[Item]) -> int:
+        """Delete items. How many: those that SQS cannot delete now come again, and are deleted then."""
         entries = [{"Id": str(place), "ReceiptHandle": item.receipt} for place, item in enumerate(items)]
         try:
             answer = await _asked(self._client.delete_message_batch, QueueUrl=self.url, Entries=entries)
         except SqsError as error:
             raise UndeletedError(error.kind, error.reason.removeprefix(f"{error.kind}: ")) from error
-        for failed in answer.get("Failed", ()):
-            log.debug("not deleted from %s: %s", self._config.queue, failed)
+        failed = answer.get("Failed", ())
+        for each in failed:
+            log.debug("not deleted from %s: %s", self._config.queue, each)
+        return len(items) - len(failed)
 
     async def hide(self, items: Sequence[Item], seconds: int) -> None:
         """Have the queue give items out again after so many seconds, and not when it would by itself."""
@@ -92,7 +96,7 @@ async def reader_of(queue: QueueConfig) -> AsyncIterator[Reader]:
         connect_timeout=_TIMEOUT,
         read_timeout=queue.wait + _TIMEOUT,
         retries={"total_max_attempts": 1},  # whoever calls has the patience
-        max_pool_connections=2 * queue.consumers + 1,
+        max_pool_connections=queue.connections,
         user_agent_extra=f"PyPubSub/{__version__}",
     )
     async with contextlib.AsyncExitStack() as closing:
@@ -124,11 +128,15 @@ async def _url(client: Any, queue: str) -> str:
 async def _asked(call: Callable[..., Awaitable[Any]], **parameters: Any) -> dict[str, Any]:
     """What a call of SQS is answered. Raises SqsError."""
     try:
-        answer = await call(**parameters)
+        # botocore's own limit holds from byte to byte only
+        async with asyncio.timeout(parameters.get("WaitTimeSeconds", 0) + 2 * _TIMEOUT):
+            answer = await call(**parameters)
         kind = answer["ResponseMetadata"]["HTTPHeaders"].get("content-type", "")
     except ClientError as error:
         told = error.response.get("Error", {})
         raise SqsError(str(told.get("Code")), str(told.get("Message", ""))) from error
+    except TimeoutError:
+        raise SqsError("TimeoutError", "the answer takes too long") from None
     except (BotoCoreError, OSError) as error:
         raise SqsError(type(error).__name__, str(error)) from error
     except (LookupError, TypeError, AttributeError, ValueError) as error:
@@ -137,6 +145,11 @@ async def _asked(call: Callable[..., Awaitable[Any]], **parameters: Any) -> dict
         raise _odd(f"it sends {kind or 'nothing'}")  # or an empty answer
     assert isinstance(answer, dict)  # noqa: S101 (or it would not have come here)
     return answer
+
+
+def shown(text: str) -> str:
+    """What somebody else has written, as it may stand in a line of the log."""
+    return "".join(char if char.isprintable() else "?" for char in text[:_LONGEST_SHOWN])
 
 
 def _odd(why: str) -> SqsError:

@@ -138,6 +138,30 @@ async def test_without_credentials_the_server_serves_on(
     assert not any(word in "".join(daemon.log) for word in (moto.credentials.secret, "hunter2"))
 
 
+async def test_the_log_does_not_tell_of_each_try_where_credentials_were_found(
+    moto: Moto, tmp_path: Path
+) -> None:
+    """While there is no such queue."""
+    key, secret = moto.credentials
+    config = reading(moto, "there-is-none", **NOTHING)
+    daemon = started(tmp_path, config, AWS_ACCESS_KEY_ID=key, AWS_SECRET_ACCESS_KEY=secret)
+    try:
+        await daemon.until_logged("cannot read there-is-none")
+        await asyncio.sleep(2)
+    finally:
+        await asyncio.to_thread(daemon.stop)
+    assert not any("Found credentials" in line for line in daemon.log)
+
+
+async def test_a_name_with_a_percent_sign_is_logged_as_it_is(moto: Moto, start_daemon: StartDaemon) -> None:
+    """Although the log formats its lines with such signs."""
+    settings = moto.settings("there-is-none")
+    daemon = start_daemon({"sqs": {"50%s%": settings}})
+    await daemon.until_logged(
+        "WARNING pypubsub.sqs: sqs 50%s%: cannot read there-is-none: AWS.SimpleQueueService"
+    )
+
+
 # Permissions
 
 

@@ -140,6 +140,15 @@ async def test_a_bad_item_that_stays_ends_in_the_dead_letter_queue(
     assert SECRET not in "".join(reader.log)
 
 
+async def test_items_are_hidden_for_as_long_as_is_set(moto: Moto, start_daemon: StartDaemon) -> None:
+    """Whatever the queue has: one that stays comes up again so soon that its redrive policy moves it."""
+    letters = new_queue(moto)
+    queue = new_queue(moto, VisibilityTimeout=600, dead_letters=letters, max_receives=2)
+    start_daemon(reading(moto, queue, visibility="1s"))
+    bad = moto.send(queue, "[]")
+    assert [letter["MessageId"] for letter in await moto.until_received(letters)] == [bad]
+
+
 async def test_bad_items_are_deleted_also_where_good_ones_stay(moto: Moto, start_daemon: StartDaemon) -> None:
     """With `delete: false` and `bad_items: delete`."""
     queue = new_queue(moto, VisibilityTimeout=600)

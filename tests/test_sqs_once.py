@@ -147,6 +147,21 @@ async def test_items_that_stay_are_not_asked_for_without_end(
     assert proxy.operations.count("ReceiveMessage") <= 2 * (2 + seconds)
 
 
+async def test_what_cannot_be_deleted_is_not_tried_without_end(
+    moto: Moto, start_daemon: StartDaemon, proxy: AwsProxy
+) -> None:
+    """Although the queue gives it out again at once."""
+    queue = new_queue(moto, VisibilityTimeout=0)
+    moto.send(queue, {"n": 1})
+    proxy.on("DeleteMessageBatch", NOT_DELETED)
+    daemon = start_daemon(reading(moto, queue, consumers=1, endpoint_url=proxy.url))
+    async with daemon.subscriber("/") as stream:
+        assert await numbers(stream, 1) == [1]
+        await asyncio.sleep(3)
+        await nothing_else_on(stream, daemon)
+    assert proxy.operations.count("DeleteMessageBatch") <= 5
+
+
 # Many
 
 
@@ -177,6 +192,25 @@ async def test_a_stop_while_a_failure_is_dealt_with_ends_the_server(
     await proxy.until_hanging(1)
     await daemon.put("/a", {})  # which the server reads after the refusal
     daemon.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(daemon.wait) == 0
+
+
+async def test_a_stop_ends_the_reading_of_all_consumers(
+    moto: Moto, start_daemon: StartDaemon, proxy: AwsProxy
+) -> None:
+    """Also of those beside one that is held up by what it has to end first."""
+    queue = new_queue(moto)
+    moto.send_many(queue, [{"n": n} for n in range(100)])
+    proxy.on("DeleteMessageBatch", Do.HANG)
+    proxy.on("ReceiveMessage", Do.HANG)
+    proxy.on("ReceiveMessage", Do.PASS, times=1)
+    config = reading(
+        moto, queue, sections={"server": {"drain_timeout": 10}}, consumers=2, endpoint_url=proxy.url
+    )
+    daemon = start_daemon(config)
+    await proxy.until_hanging(2)  # one deletes, one waits for items
+    daemon.signal(signal.SIGTERM)
+    await asyncio.wait_for(proxy.until_hanging(1), 3)
     assert await asyncio.to_thread(daemon.wait) == 0
 
 

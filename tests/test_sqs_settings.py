@@ -202,6 +202,13 @@ def test_a_section_that_is_none_is_refused(tmp_path: Path, section: Any) -> None
     assert (ended.returncode, ended.stderr) == (1, f"pypubsub.yaml: {expected}\n")
 
 
+def test_a_queue_is_not_read_twice() -> None:
+    """Each reader would publish what is in it. The same name elsewhere is another queue."""
+    queue = {"queue": "a", "region": "us-east-1"}
+    (line,) = problems({"q": queue, "other": queue, "elsewhere": queue | {"region": "eu-west-1"}})
+    assert line == "pypubsub.yaml: sqs.other.queue: is read as sqs.q already"
+
+
 def test_a_queue_that_is_no_section_is_refused() -> None:
     """Also where the name of the queue was forgotten."""
     for settings in ([SECRET], SECRET, 7):

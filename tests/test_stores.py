@@ -196,6 +196,22 @@ async def test_complete_is_not_claimed_while_events_leave(
         assert (await life.ask(asked, private=False)).verdict == "partial"
 
 
+async def test_all_items_are_looked_at_once_in_a_pruning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many old events leave in it: a million items take a good part of a second each time."""
+    looks: list[float] = []
+    monkeypatch.setattr(backlog_file, "_forget_items", lambda _, now: looks.append(now))
+    async with living(str(tmp_path), 5000, max_age=1) as life:
+        await life.publish(*["/a"] * 2500)
+        looks.clear()
+        life.clock.ns += 2 * 10**9
+        await life.store.prune()
+        with pytest.raises(EventsGoneError):
+            await life.store.read(life.store.end - 1, private=False)
+    assert len(looks) == 1
+
+
 async def test_what_a_failed_commit_has_left_behind_is_undone(tmp_path: Path) -> None:
     """Its publishers were refused, and may have asked again, so it must not turn up when SQLite finds it."""
     async with living(str(tmp_path), 10) as life:
