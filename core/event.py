@@ -17,6 +17,7 @@ from core.topics import PublishPath
 MAX_DEPTH = 500  # lists and objects within one another; Python's own readers give up at about 990
 MAX_INTEGER_DIGITS = 4300  # what Python's json reads by default, hence what its readers can take
 RESERVED_KEYS = ("pubsub_topics", "pubsub_path", "pubsub_timestamp", "pubsub_cursor")
+_ENCODER = json.JSONEncoder(allow_nan=False)  # json.dumps() would make one each time
 _STAMP_LENGTH = len(', "pubsub_timestamp": 1588132959.6066568, "pubsub_cursor": ""}\n') + 36
 
 sys.set_int_max_str_digits(MAX_INTEGER_DIGITS)
@@ -117,8 +118,10 @@ _TOO_DEEP = f"lists and objects nested more than {MAX_DEPTH} deep"
 
 def too_deep(value: dict[str, Any]) -> bool:
     """Whether there are more than MAX_DEPTH lists and objects within one another."""
-    level: list[Any] = [value]
-    for _ in range(MAX_DEPTH):
+    level: list[Any] = [part for part in value.values() if isinstance(part, dict | list)]
+    if not level:
+        return False
+    for _ in range(MAX_DEPTH - 1):
         inner = [part.values() if isinstance(part, dict) else part for part in level]
         level = [part for parts in inner for part in parts if isinstance(part, dict | list)]
         if not level:
@@ -129,7 +132,7 @@ def too_deep(value: dict[str, Any]) -> bool:
 def _encode(payload: dict[str, Any]) -> str:
     """The payload as ASCII JSON. Raises Refused(400) for values that JSON does not know."""
     try:
-        text = json.dumps(payload, allow_nan=False)
+        text = _ENCODER.encode(payload)
     except ValueError:
         raise Refused(400, "NaN, Infinity and numbers beyond the range of a double are not JSON") from None
     if "\\ud" in text and _has_lone_surrogate(payload):

@@ -3,6 +3,7 @@
 Both are percent-decoded as UTF-8 before anything else, so that `/` and `,` separate in either spelling.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -13,6 +14,7 @@ Subscription = frozenset[Batch]  # met by an event that has every topic of one b
 
 EVERYTHING: Subscription = frozenset({frozenset()})
 PRIVATE = "private"
+_REMEMBERED_PATHS = 1000  # of publishers, who use few
 MOST_BATCHES = 200  # of a subscription: each costs memory, and time for each event of a replay
 
 
@@ -51,6 +53,7 @@ def _split(path: str) -> list[str]:
     return [part for part in path.split("/") if part]
 
 
+@lru_cache(_REMEMBERED_PATHS)
 def parse_publish_path(raw_path: str) -> PublishPath:
     """`/private/fruits/apples` -> topics fruits, apples, and private. Raises Refused(400)."""
     return checked_publish_path(_decode(raw_path))
