@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http import HttpVersion11
+from aiohttp.http import HttpVersion11, RawRequestMessage
 
 from core import __version__
 from core.access import UNIX, CertificateNames, Networks, from_another_site, publisher_address
@@ -56,6 +56,7 @@ from core.http import (
 from core.idempotency import ask_again
 from core.intake import Intake
 from core.login import AUTHENTICATE, Login, NoStreams, WrongCredentials, problem_with_password
+from core.quick import accepted_answer
 from core.refusals import Refusals
 from core.replay import Placement, ReplayRequest, replay_request
 from core.rights import Rights
@@ -71,6 +72,7 @@ from plugins.acl_passwords import hash_password
 
 log = logging.getLogger("pypubsub")
 
+SERVER = f"PyPubSub/{__version__}"  # in the head of every answer
 NDJSON_TYPE = "application/x-ndjson"
 STREAM_TYPE = "application/vnd.pypubsub-stream"
 ALLOWED_METHODS = "GET, HEAD, OPTIONS, POST, PUT"
@@ -382,7 +384,7 @@ class Server:
     def _headers(self, request: web.BaseRequest) -> dict[str, str]:
         """What stands in the head of every answer."""
         headers = {
-            "Server": f"PyPubSub/{__version__}",
+            "Server": SERVER,
             "X-Subscribers": str(len(self._fanout)),
             "X-Requests": str(self._requests),
         }
@@ -436,6 +438,27 @@ class Server:
             self._publishing -= 1
             if self._stop.is_set() and not self._publishing:
                 self._no_publishing.set()
+
+    def answer_at_once(self, peer: str | None, message: RawRequestMessage, body: bytes) -> bytes | None:
+        """_publish() for a plain publish (core.quick) that may be taken, and with nothing to wait for."""
+        if not body or self._stop.is_set() or not self._intake.at_once or not self._publishers.hold(peer):
+            return None
+        config = self.config.server
+        try:
+            path = parse_publish_path(message.url.raw_path)
+            if not self._secure_topics.isdisjoint(path.all_topics) or len(body) > config.max_payload_size:
+                return None
+            opening = parse_payload(body, path, config.max_line_size)
+        except Refused:
+            return None
+        self._requests += not path.private
+        stamp = self._intake.take_at_once(path, opening)
+        return accepted_answer(
+            SERVER,
+            f"X-Subscribers: {len(self._fanout)}\r\nX-Requests: {self._requests}\r\n"
+            f"X-Cursor: {stamp.cursor}\r\n",
+            vary=bool(config.cors_origins),
+        )
 
     async def _authorize(self, request: web.BaseRequest, path: PublishPath) -> tuple[str, Login | None]:
         """The name of the user or address that publishes, and its login. Raises Refused if it may not."""

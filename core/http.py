@@ -11,9 +11,9 @@ from asyncio.sslproto import SSLProtocol
 from itertools import chain
 from typing import Any, Protocol
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractAccessLogger
-from aiohttp.http import HttpVersion11
+from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
@@ -22,6 +22,7 @@ from core.access import UNIX, Networks, plain_address
 from core.body import too_large
 from core.connections import Connections, Place, most_connections
 from core.errors import Refused, StartError
+from core.quick import MAX_SIZE, is_plain_publish
 from core.settings import ServerConfig
 
 log = logging.getLogger("pypubsub")
@@ -48,6 +49,9 @@ class Answers(Protocol):
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request."""
+
+    def answer_at_once(self, peer: str | None, message: RawRequestMessage, body: bytes) -> bytes | None:
+        """Take a plain publish (core.quick), and answer it. None: nothing is done, it is for handle()."""
 
     def refuse_malformed(self, request: web.BaseRequest, refused: Refused) -> web.StreamResponse:
         """Answer what never became a request for handle()."""
@@ -91,16 +95,64 @@ class Connection(web.RequestHandler):
         if self.given_up:
             return
         count = self._request_count
-        super().data_received(data)
+        waiter, self._waiter = self._waiter, None  # lest aiohttp wakes the task that answers
+        idle = waiter is not None and not waiter.done()
+        at_once = False
+        try:
+            super().data_received(data)
+            if idle and self._request_count != count:
+                at_once = self._answer_at_once(len(data))
+        finally:
+            self._waiter = waiter
         if self._request_count != count:
             self._expect_no_head()
-        elif self._waiter is not None and not self._waiter.done():
+            if waiter is not None and idle and not at_once:
+                waiter.set_result(None)
+        elif idle:
             # no request is being answered, so it is a part of the next one's head
             if self.head_timer is None:
                 self._expect_head()
             self.head_size += len(data)
             if self.head_size > 2 * MAX_HEAD:  # with the target, and what is between the fields
                 self._give_up(head_too_large())
+
+    def _answer_at_once(self, size: int) -> bool:
+        """Answer the one request that has come, of so many bytes, if it is a plain publish (core.quick).
+
+        Not the first of a connection: with its answer aiohttp begins to watch for idleness.
+        """
+        if (
+            len(self._messages) != 1
+            or size > MAX_SIZE
+            or self._keepalive_handle is None
+            or self._logging_enabled
+            or self.writing_paused
+            or self.place != "admitted"
+            or self.transport is None
+            or self._parser is None
+        ):
+            return False
+        message, payload = self._messages[0]
+        if not (isinstance(message, RawRequestMessage) and payload.is_eof() and is_plain_publish(message)):
+            return False
+        body = payload.read_nowait()
+        answer = self.http.answers.answer_at_once(self.peer, message, body)
+        if answer is None:
+            again = StreamReader(self, MAX_SIZE, loop=self._loop)
+            again.feed_data(body)
+            again.feed_eof()
+            self._messages[0] = message, again
+            return False
+        self._messages.clear()
+        self._parser.message_consumed()
+        self.transport.write(answer)
+        self._next_keepalive_close_time = self._loop.time() + IDLE_TIMEOUT
+        return True
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """There is room for more of a body: aiohttp says so after every read, paused or not."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def _expect_head(self) -> None:
         self.keep_alive(False)  # until the next answer: aiohttp would close an idle connection without a word

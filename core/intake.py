@@ -48,6 +48,17 @@ class Intake:
         async with self._stamping:
             return self._stamps.next()
 
+    @property
+    def at_once(self) -> bool:
+        """Whether an event can be delivered in the moment in which it is taken."""
+        return not (self._store.durable or self._stamping.locked())
+
+    def take_at_once(self, path: PublishPath, opening: str) -> Stamp:
+        """Publish one event, which is delivered then. Only while at_once."""
+        event = Event(path, opening, self._stamps.next())
+        self._store.append((event,))
+        return event.stamp
+
     def take(self, path: PublishPath, openings: Sequence[str], ask: Ask | None) -> Taken:
         """Publish events, at least one, unless it was done before. Raises Refused(422).
 

@@ -1,0 +1,75 @@
+"""Which requests can be answered at once, where they are read: most publishes of programs.
+
+A task for each request, and all that aiohttp makes for it, cost more than the request itself. A publish that
+was read whole, and in whose head is nothing that would have to be looked into, needs none of that.
+"""
+
+import time
+from email.utils import formatdate
+from functools import lru_cache
+from typing import Protocol
+
+MAX_SIZE = 64 * 1024  # bytes of head and body together
+_PLAIN_FIELDS = frozenset(
+    {b"accept", b"accept-encoding", b"accept-language", b"connection", b"content-length", b"content-type"}
+    | {b"host", b"user-agent"}
+)
+
+
+class Head(Protocol):
+    """A request's head, as aiohttp's parser gives it."""
+
+    @property
+    def method(self) -> str:
+        """In capitals."""
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """(1, 1) for HTTP/1.1."""
+
+    @property
+    def raw_headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """All fields."""
+
+    @property
+    def should_close(self) -> bool:
+        """Whether the connection ends with the answer."""
+
+    @property
+    def upgrade(self) -> bool:
+        """Whether another protocol is asked for."""
+
+
+def is_plain_publish(message: Head) -> bool:
+    """Whether a head asks for nothing but to publish one event, by the address that it comes from."""
+    return (
+        message.method in ("PUT", "POST")
+        and message.version == (1, 1)
+        and not message.should_close
+        and not message.upgrade
+        and all(map(_is_plain_field, message.raw_headers))
+    )
+
+
+@lru_cache(1000)  # they are the same again and again
+def _is_plain_field(field: tuple[bytes, bytes]) -> bool:
+    name, value = field[0].lower(), field[1].lower()
+    if name == b"accept":
+        return b"json" not in value
+    if name == b"content-type":
+        return b"ndjson" not in value
+    return name in _PLAIN_FIELDS
+
+
+def accepted_answer(server: str, fields: str, *, vary: bool) -> bytes:
+    """What aiohttp would send for a publish that was accepted. fields: lines of the head."""
+    return f"{_opening(server, vary, int(time.time()))}{fields}\r\naccepted\n".encode("ascii")
+
+
+@lru_cache(1)
+def _opening(server: str, vary: bool, now: int) -> str:
+    varies = "Vary: Origin\r\n" if vary else ""
+    return (
+        f"HTTP/1.1 202 Accepted\r\nServer: {server}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        f"Content-Length: 9\r\nDate: {formatdate(now, usegmt=True)}\r\n{varies}"
+    )
