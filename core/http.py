@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 from asyncio.sslproto import SSLProtocol
+from collections.abc import Callable
 from itertools import chain
 from typing import Any, Protocol
 
@@ -63,7 +64,7 @@ class Answers(Protocol):
 class Connection(web.RequestHandler):
     """A connection of aiohttp's that is counted, knows its peer, and deals with malformed heads our way."""
 
-    __slots__ = ("given_up", "head_size", "head_timer", "http", "peer", "place")
+    __slots__ = ("given_up", "head_size", "head_timer", "http", "on_lost", "peer", "place")
 
     def __init__(self, http: "HttpServer", **settings: Any) -> None:
         super().__init__(http, **settings)
@@ -73,6 +74,7 @@ class Connection(web.RequestHandler):
         self.head_timer: asyncio.TimerHandle | None = None  # while a request's head is to come
         self.head_size = 0  # bytes of an incomplete head that have come
         self.given_up: Refused | None = None  # what is wrong with a head: what comes after it is dropped
+        self.on_lost: Callable[[], None] | None = None  # called before the socket is closed
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
@@ -180,6 +182,9 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is gone."""
+        if self.on_lost:
+            self.on_lost()
+            self.on_lost = None
         self._expect_no_head()
         self.http.limits.leave(self.peer, self.place)
         super().connection_lost(exc)

@@ -8,6 +8,7 @@ for all subscribers of a channel, so readers who have stopped share one copy of 
 import asyncio
 import contextlib
 import math
+import os
 import socket
 import struct
 from collections import deque
@@ -28,6 +29,8 @@ _MAX_WRITE = 128 * 1024  # bytes; what a write leaves behind is copied, once for
 class FlowControl(Protocol):
     """What the transport tells its protocol (asyncio.BaseProtocol.pause_writing)."""
 
+    on_lost: Callable[[], None] | None  # called before the socket is closed
+
     @property
     def writing_paused(self) -> bool:
         """Whether the kernel has not taken everything yet."""
@@ -45,8 +48,10 @@ class Subscriber:
     __slots__ = (
         "_behind_after",
         "_buffer_limit",
+        "_descriptor",
         "_drain",
         "_flow",
+        "_free",
         "_full",
         "_left_behind",
         "_over_since",
@@ -90,10 +95,19 @@ class Subscriber:
         self._left_behind = 0  # bytes in the transport when has_stalled() last looked
         self._progress_at = 0.0  # loop time
         self._behind_after: int | None = None  # position of the last event it was sent before it fell behind
+        connection = transport.get_extra_info("socket")
+        tls = bool(transport.get_extra_info("sslcontext"))
         # paused as soon as the kernel does not take all: the rest waits here, shared with others, not copied
-        # into the transport (1, not 0: asyncio's TLS pauses an empty buffer at 0)
-        transport.set_write_buffer_limits(high=1, low=0)
-        limit_kernel_buffer(transport.get_extra_info("socket"))
+        # into the transport (asyncio's TLS pauses an empty buffer at 0)
+        transport.set_write_buffer_limits(high=1 if tls else 0, low=0)
+        self._descriptor: int | None = None if tls else connection.fileno()  # None as well once it is closed
+        self._free: int | None = None  # the descriptor, while nothing waits that must go out first
+        if flow.writing_paused:  # the stream's head has not gone out yet
+            self._full.set_result(None)
+        else:
+            self._free = self._descriptor
+        flow.on_lost = self._forget_descriptor
+        limit_kernel_buffer(connection)
 
     def may_see(self, path: PublishPath) -> bool:
         """Whether events of this path are for this subscriber: it asks for them, and has the right."""
@@ -106,17 +120,30 @@ class Subscriber:
 
     def send(self, data: bytes | memoryview) -> None:
         """Write frames, or queue them if the socket is full."""
+        if self._free is not None:  # past the transport, which takes its time
+            try:
+                sent = os.write(self._free, data)
+            except OSError:  # there is no room, or the transport will find the same
+                sent = 0
+            if sent == len(data):
+                return
+            data = memoryview(data)[sent:]
         if self.end_reason is not None:
             return
         if not self._full.done():
             rest = self._write(data)
             if self._flow.writing_paused:
                 self._full.set_result(None)
+                self._free = None
             if not rest:
                 return
             data = rest
         self._queue.append(data)
         self.queued_bytes += len(data)
+
+    def _forget_descriptor(self) -> None:
+        """It is closed, and soon another's."""
+        self._descriptor = self._free = None
 
     def overflow(self) -> str | None:
         """Why too much waits, None while it does not. A burst is not held against one who soon catches up."""
@@ -168,6 +195,7 @@ class Subscriber:
             await self.gone()
         if self._full.done():
             self._full = asyncio.get_running_loop().create_future()
+            self._free = self._descriptor
 
     async def gone(self) -> NoReturn:
         """Wait for the end of the connection, at which the task that serves it is cancelled."""
@@ -204,6 +232,7 @@ class Subscriber:
         clean one.
         """
         self.end_reason = reason
+        self._free = None
         if not self._full.done():
             self._close()
 
@@ -223,6 +252,7 @@ class Subscriber:
     def drop(self, reason: str) -> None:
         """End the stream at once, and free what waits for it, in the kernel too."""
         self.end_reason = reason
+        self._free = None
         self._queue.clear()
         self.queued_bytes = 0
         reset_on_close(self._transport.get_extra_info("socket"))

@@ -383,6 +383,7 @@ class Unhindered:
     """A connection that takes everything."""
 
     writing_paused = False
+    on_lost: Callable[[], None] | None = None
 
 
 async def test_rights_that_go_in_the_middle_of_a_replay_end_there() -> None:

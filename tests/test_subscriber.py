@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import cast
 
 import pytest
@@ -23,6 +23,7 @@ class Transport:
         self.left_over = b""
         self.writes: list[int] = []
         self.aborted = self.closed = False
+        self.on_lost: Callable[[], None] | None = None
         self._drained = asyncio.Event()
         self._socket, self._other = socket.socketpair()
 
