@@ -75,6 +75,19 @@ class Transport:
         self.closed = True
 
 
+class Flow:
+    """What asyncio's streams know of their transport's flow."""
+
+    def __init__(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+        self.on_lost: Callable[[], None] | None = None
+
+    @property
+    def writing_paused(self) -> bool:
+        """As aiohttp's protocol has it."""
+        return bool(vars(self._protocol)["_paused"])
+
+
 @contextlib.asynccontextmanager
 async def serving(transport: Transport, limit: int) -> AsyncIterator[Subscriber]:
     """A subscriber on a transport, serving itself."""
@@ -224,3 +237,30 @@ async def test_finishing_closes_after_all_is_sent(waiting: bool) -> None:
         await turns()
         assert transport.closed
         assert transport.taken == b"abc"
+
+
+async def test_over_tcp_everything_comes_once_and_in_order() -> None:
+    """Sent past the transport while it holds nothing, through it while it does."""
+    arrived: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+    listening = await asyncio.start_server(lambda _, writer: arrived.set_result(writer), "127.0.0.1", 0)
+    async with listening:
+        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname()[:2], limit=2**10)
+        serving_end = await arrived
+        connection = cast(asyncio.Transport, serving_end.transport)
+        protocol = connection.get_protocol()
+        subscriber = Subscriber(
+            "reader", EVERYTHING, bare, connection, Flow(protocol), serving_end.drain, 2**30
+        )
+        task = asyncio.create_task(subscriber.serve())
+        expected = b""
+        for n in range(3000):
+            piece = b"%d " % n * (1 + n * 7919 % 4000)
+            subscriber.send(piece)
+            expected += piece
+            if n % 100 == 0:
+                await asyncio.sleep(0)
+        assert subscriber.has_unread
+        assert await reader.readexactly(len(expected)) == expected
+        task.cancel()
+        writer.close()
+        serving_end.close()
