@@ -5,6 +5,7 @@ An event runs through these modules in this order:
     http            aiohttp's connections, and what of a request has nothing to do with events
     access          who is asking: networks, certificates, trusted proxies, cross-site requests
     authentication  who they are: from the header Authorization to a login
+    quick           which publishes are answered where they are read, without aiohttp's machinery
     topics          a URL path -> the topics of a publish, or a Subscription
     body            a body, inflated within its limit
     event           a payload -> an Event, with its bytes for each wire form

@@ -257,10 +257,7 @@ async def test_a_socket_that_is_served_already_is_not_taken_over(
 
 async def test_several_addresses_are_served(start_daemon: StartDaemon) -> None:
     """IPv4 and IPv6 on the same port; the IPv6 peer is judged by its own address."""
-    with socket.socket(socket.AF_INET6) as probe:
-        probe.bind(("::1", 0))
-        port = probe.getsockname()[1]
-    server = start_daemon({"server": {"bind": ["127.0.0.1", "::1"], "port": port}})
+    server = start_daemon({"server": {"bind": ["127.0.0.1", "::1"]}})
     server.logged(r"serves http://\[::1\]:")
     reader, writer = await asyncio.open_connection("::1", server.port)
     writer.write(b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
