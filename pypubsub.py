@@ -661,7 +661,7 @@ async def happens(event: asyncio.Event, within: float) -> bool:
 
 def ping_line() -> bytes:
     """An object with the one key by which every client tells a ping from an event."""
-    return json.dumps({"stillalive": time.time()}).encode() + b"\n"
+    return b'{"stillalive": %a}\n' % time.time()  # as json.dumps() writes it, in a fifth of the time
 
 
 # The command line

@@ -14,7 +14,7 @@ Subscription = frozenset[Batch]  # met by an event that has every topic of one b
 
 EVERYTHING: Subscription = frozenset({frozenset()})
 PRIVATE = "private"
-_REMEMBERED_PATHS = 1000  # of publishers, who use few
+_REMEMBERED_PATHS = 1000  # of publishers, and as many of subscribers, who use few
 MOST_BATCHES = 200  # of a subscription: each costs memory, and time for each event of a replay
 
 
@@ -66,6 +66,7 @@ def checked_publish_path(path: str) -> PublishPath:
     return publish_path(path)
 
 
+@lru_cache(_REMEMBERED_PATHS)
 def parse_subscription(raw_path: str) -> Subscription:
     """`/a/b,c/d` -> {{a, b}, {c, d}}; `/` -> every event. Raises Refused(400)."""
     path = _decode(raw_path)
