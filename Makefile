@@ -25,7 +25,7 @@ demo: $(VENV)/run $(WEBHOOKS)/package.json
 	$(BIN)/python clients/python/demo.py $(WEBHOOKS)
 
 bench: $(VENV)/test
-	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/bench
 
 clean:
 	rm -rf $(VENV) .demo

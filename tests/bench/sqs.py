@@ -1,6 +1,5 @@
 """How fast the items of a queue become events, beside a program that only reads and deletes them."""
 
-import argparse
 import asyncio
 import os
 import tempfile
@@ -11,53 +10,48 @@ from pathlib import Path
 import aioboto3
 
 from aws import Moto
-from bench_tools import CPUS, body, cpu_seconds, in_background, open_stream, report, running, spread
+from bench.clients import WrongError, body, open_stream
+from bench.figures import Figures, figure
+from bench.readers import Background
+from bench.servers import CPUS, DISK, cpu_seconds, running
 
 _QUEUE = "bench"
 _CONSUMERS = 4  # as many as the daemon has
 
 
-def queues(arguments: argparse.Namespace) -> int:
+def queues(events: int, rounds: int, size: int, directory: str = DISK) -> Figures:
     """Empty a queue, in turn by a bare loop of the library and by the daemon with a backlog in a file."""
     bare: list[float] = []
     published: list[float] = []
-    wrong = 0
-    cpu = 0.0
-    with tempfile.TemporaryDirectory(prefix="pypubsub-bench-") as directory:
-        moto = Moto(Path(directory))
+    cpu_us: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="pypubsub-bench-") as own:
+        moto = Moto(Path(own))
         moto.start()
         try:
             moto.create_queue(_QUEUE)
-            for _ in range(arguments.rounds):
-                _fill(moto, arguments)
-                bare.append(in_background(_read_only, moto, arguments.items, nicer=0).recv())
-                _fill(moto, arguments)
-                rate, cpu_used, complete = _through_the_daemon(moto, arguments)
+            for _ in range(rounds):
+                _fill(moto, events, size)
+                bare.append(Background(_read_only, moto, events, nicer=0).result())
+                _fill(moto, events, size)
+                rate, cpu = _through_the_daemon(moto, events, directory)
                 published.append(rate)
-                cpu += cpu_used
-                wrong += not complete
+                cpu_us.append(1e6 * cpu / events)
         finally:
             moto.stop()
-    report(
-        measured="sqs",
-        consumers=_CONSUMERS,
-        rounds_with_loss=wrong,
-        **spread("items_per_second", published),
-        **spread("bare_items_per_second", bare),
-        **spread("ratio", [ours / theirs for ours, theirs in zip(published, bare, strict=True)], 2),
-        server_cpu_us_per_item=round(cpu / arguments.items / arguments.rounds * 1e6),
-    )
-    return 1 if wrong else 0
+    return {
+        "items_per_second": figure(published, bare, "the library alone"),
+        "cpu_us_per_item": figure(cpu_us),
+    }
 
 
-def _fill(moto: Moto, arguments: argparse.Namespace) -> None:
-    moto.send_many(_QUEUE, (body(n, arguments.size).decode() for n in range(arguments.items)))
+def _fill(moto: Moto, items: int, size: int) -> None:
+    moto.send_many(_QUEUE, (body(n, size).decode() for n in range(items)))
 
 
-def _through_the_daemon(moto: Moto, arguments: argparse.Namespace) -> tuple[float, float, bool]:
-    """Items a second, the daemon's CPU seconds, and whether each came once."""
+def _through_the_daemon(moto: Moto, items: int, directory: str) -> tuple[float, float]:
+    """Items a second, and the daemon's CPU seconds."""
     settings = moto.settings(_QUEUE, consumers=_CONSUMERS)
-    with running(arguments.directory, arguments.items, storage=True, queues={"bench": settings}) as daemon:
+    with running(directory, items, storage=True, queues={"bench": settings}) as daemon:
         cpu_before = cpu_seconds(daemon)
         stream = open_stream(daemon.port, "X-Fetch-Since: 0\r\n", path="/")
         numbers: list[int] = []
@@ -67,15 +61,14 @@ def _through_the_daemon(moto: Moto, arguments: argparse.Namespace) -> tuple[floa
                 if line.startswith(b'{"n": '):
                     begin = begin or time.monotonic()
                     numbers.append(int(line[6:].partition(b",")[0]))
-                    if len(numbers) == arguments.items:
+                    if len(numbers) == items:
                         break
         seconds = time.monotonic() - begin
         stream.close()
-        return (
-            len(numbers) / seconds,
-            cpu_seconds(daemon) - cpu_before,
-            sorted(numbers) == list(range(arguments.items)),
-        )
+        cpu = cpu_seconds(daemon) - cpu_before
+        if sorted(numbers) != list(range(items)):
+            raise WrongError("not every item of the queue came once")
+        return len(numbers) / seconds, cpu
 
 
 def _read_only(result: Connection, moto: Moto, items: int) -> None:
