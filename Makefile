@@ -1,4 +1,4 @@
-# make run: serve on port 2069.  make test: all tests.  make check: what CI runs.
+# make run: serve on port 2069.  make test: all tests.  make check: what CI runs.  make bench: figures.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -25,7 +25,7 @@ demo: $(VENV)/run $(WEBHOOKS)/package.json
 	$(BIN)/python clients/python/demo.py $(WEBHOOKS)
 
 bench: $(VENV)/test
-	$(BIN)/python tests/bench
+	$(BIN)/python tests/bench $(BENCH)
 
 clean:
 	rm -rf $(VENV) .demo

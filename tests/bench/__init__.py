@@ -13,6 +13,7 @@ servers.py          the daemon and the reference as processes: their CPU time an
 reference.py        the reference
 clients.py          subscribers and publishers, who check what they get
 readers.py          readers in a process of their own
+rounds.py           both sides in turn, and what of a round is a figure
 figures.py          figures and their ratios
 results.py          figures as a file, and two of them compared
 fanout.py, publish.py, durable.py, match.py, idle.py, replay.py, stalled.py, beside.py, sqs.py

@@ -3,16 +3,17 @@
 import time
 
 from bench.clients import Round, body, clients, put
-from bench.figures import Figures, figure, percentile
+from bench.figures import Figures, figure
 from bench.readers import Background, Reading, replayed
 from bench.replay import FILE_SIZE, fill
+from bench.rounds import percentile
 from bench.servers import DISK, running, start
 
 _QUIET = 3.0  # seconds that the publisher is measured without replays, before and after
 
 
 def beside(events: int, readers: int, size: int, directory: str = DISK) -> Figures:
-    """Beside one who publishes what they do not follow, so that all of them read the same events."""
+    """Many clients read a backlog file at once, beside one who publishes what they do not follow."""
     request = put("/elsewhere", body(0, size))
     with running(directory, FILE_SIZE, storage=True) as daemon:
         fill(daemon, events, size)

@@ -36,21 +36,6 @@ class Round(NamedTuple):
     delivered_ms: list[float]  # from each event's sending to each of its deliveries
     answered_ms: list[float]  # from each event's sending to its 202
 
-    @property
-    def cpu_us_per_delivery(self) -> float:
-        """The server's."""
-        return 1e6 * self.cpu_seconds / self.deliveries
-
-    @property
-    def cpu_us_per_event(self) -> float:
-        """The server's."""
-        return 1e6 * self.cpu_seconds / self.events
-
-    @property
-    def events_per_second(self) -> float:
-        """By the clock on the wall."""
-        return self.events / self.seconds
-
 
 class _Publisher:
     """A connection over which one request follows the other."""
@@ -91,7 +76,10 @@ class _Subscriber:
 
     def take(self, delivered_ms: list[float]) -> int:
         """Take what has come. How many events that was; of each, how long it was on its way."""
-        received = self.connection.recv(1 << 18)
+        try:
+            received = self.connection.recv(1 << 18)
+        except ConnectionResetError:
+            received = b""
         now = time.monotonic_ns()
         if not received:
             raise WrongError(f"{self._name}: the server ended the stream after {self.received} events")
@@ -150,7 +138,7 @@ class Clients:
     def run(self, each: int, *, in_step: bool = False) -> Round:
         """Have every publisher publish so many events, the next as soon as the answer has come.
 
-        in_step: the next when all subscribers have had the one before, too.
+        in_step: the next when all publishers have their answers and all subscribers all events.
         """
         events = each * len(self._publishers)
         per_event = min(1, len(self._subscribers)) if self._in_turn else len(self._subscribers)
@@ -158,8 +146,9 @@ class Clients:
         answered_ms: list[float] = []
         begin, cpu_before = time.monotonic(), cpu_seconds(self._server)
         if in_step:
-            for _ in range(events):
-                self._pass_on(self._publishers, 1, per_event, delivered_ms, answered_ms)
+            together = len(self._publishers) * per_event
+            for _ in range(each):
+                self._pass_on(self._publishers, 1, together, delivered_ms, answered_ms)
         else:
             self._pass_on(self._publishers, each, events * per_event, delivered_ms, answered_ms)
         cpu, seconds = cpu_seconds(self._server) - cpu_before, time.monotonic() - begin
@@ -199,12 +188,15 @@ class Clients:
         if deliveries < 0:
             raise WrongError("more events came than were published")
 
-    def close(self) -> None:
-        """Hang up, after a look for events that should not come."""
+    def check_rest(self) -> None:
+        """Look for events that should not come."""
         time.sleep(0.05)
         for key, _ in self._selector.select(0):
             if isinstance(key.data, _Subscriber) and key.data.take([]):
                 raise WrongError("more events came than were published")
+
+    def close(self) -> None:
+        """Hang up."""
         for client in self._all():
             client.connection.close()
         self._selector.close()
@@ -221,8 +213,11 @@ def clients(
 ) -> Iterator[Clients]:
     """Clients, as long as they are needed."""
     connected = Clients(server, request, publishers=publishers, paths=paths, in_turn=in_turn)
-    yield connected
-    connected.close()
+    try:
+        yield connected
+        connected.check_rest()
+    finally:
+        connected.close()
 
 
 def open_streams(port: int, paths: Sequence[str]) -> list[socket.socket]:

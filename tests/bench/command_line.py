@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,44 +49,44 @@ def queues(**settings: Any) -> Figures:
 DEFAULT = {
     "fanout": Measurement(
         one_at_a_time,
-        {"subscribers": 1000, "events": 50, "rounds": 5, "size": 200},
-        {"subscribers": 100, "events": 10, "rounds": 2},
+        {"subscribers": 1000, "events": 25, "rounds": 5, "size": 200},
+        {"subscribers": 100, "events": 10, "rounds": 1},
     ),
     "bursts": Measurement(
         bursts,
-        {"publishers": 64, "subscribers": 1000, "events": 5, "rounds": 5, "size": 200},
-        {"subscribers": 100, "events": 2, "rounds": 2},
+        {"publishers": 64, "subscribers": 1000, "events": 4, "rounds": 5, "size": 200},
+        {"subscribers": 100, "events": 2, "rounds": 1},
     ),
     "publish": Measurement(
         publish,
-        {"publishers": 64, "events": 40, "rounds": 7, "size": 200},
-        {"events": 5, "rounds": 2},
+        {"publishers": 64, "events": 40, "rounds": 5, "size": 200},
+        {"events": 5, "rounds": 1},
     ),
     "batches": Measurement(
         batches,
-        {"batch": 1000, "requests": 20, "rounds": 5, "size": 200},
-        {"requests": 5, "rounds": 2},
+        {"batch": 1000, "requests": 10, "rounds": 5, "size": 200},
+        {"requests": 5, "rounds": 1},
     ),
     "match": Measurement(
         match,
-        {"events": 500, "rounds": 7, "size": 200, "most": 50_000},
-        {"events": 50, "rounds": 2, "most": 5_000},
+        {"fewest": 500, "connections": 5000, "events": 250, "rounds": 5, "size": 200},
+        {"fewest": 20, "connections": 100, "events": 50, "rounds": 1},
     ),
     "idle": Measurement(
         idle,
         {"subscribers": 2000, "ping": 0.5, "seconds": 2, "rounds": 3},
-        {"subscribers": 100, "ping": 0.2, "seconds": 0.5, "rounds": 1},
+        {"subscribers": 100, "ping": 0.2, "seconds": 1, "rounds": 1},
     ),
     "replay": Measurement(
         replay,
-        {"events": 50_000, "rounds": 5, "size": 200},
-        {"events": 2000, "rounds": 2},
+        {"events": 30_000, "rounds": 5, "size": 200},
+        {"events": 2000, "rounds": 1},
         on_disk=True,
     ),
     "durable": Measurement(
         durable,
-        {"events": 1280, "rounds": 5, "size": 200},
-        {"events": 128, "rounds": 2},
+        {"events": 640, "rounds": 5, "size": 200},
+        {"events": 128, "rounds": 1},
         on_disk=True,
     ),
 }
@@ -112,19 +112,24 @@ OTHERS = {
 ALL = DEFAULT | OTHERS
 
 
-def main() -> int:
-    """Measure, or compare."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure, or compare. words: of the command line, if others than the program's."""
     parser = command_line()
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.compare:
-        before, after = (read(path) for path in arguments.compare)
+        try:
+            before, after = (read(path) for path in arguments.compare)
+        except (OSError, ValueError) as error:
+            parser.error(f"--compare: {error}")
         print(*comparison(before, after), sep="\n")
         return 0
     if unknown := [name for name in arguments.what if name not in ALL]:
         parser.error(f"there is no measurement {unknown[0]!r}, but there are {', '.join(ALL)}")
     asked = {name: value for name in _all_settings() if (value := getattr(arguments, name)) is not None}
     chosen = {name: ALL[name] for name in arguments.what or DEFAULT}
-    for name in asked:
+    for name, value in asked.items():
+        if value <= 0 and name != "unread":
+            parser.error(f"--{name}: more than 0")
         if not any(name in each.usual for each in chosen.values()):
             parser.error(f"--{name}: none of {', '.join(chosen)} has that")
     _prepare()
@@ -136,7 +141,7 @@ def main() -> int:
         print(name, *(f"{key}={value:g}" for key, value in settings.items()), flush=True)
         try:
             figures = each.measure(**settings, **({"directory": arguments.directory} if each.on_disk else {}))
-        except (WrongError, AssertionError) as error:
+        except (WrongError, AssertionError, OSError) as error:
             print(f"{name} failed: {error}", file=sys.stderr)
             return 1
         print(*(line(*item) for item in figures.items()), sep="\n", flush=True)

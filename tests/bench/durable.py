@@ -3,55 +3,43 @@
 import os
 import tempfile
 import time
+from functools import partial
 
-from bench.clients import Round, body, clients, put
-from bench.figures import Figures, figure, percentile
+from bench.clients import body, clients, put
+from bench.figures import Figures, figure
+from bench.rounds import answered_ms, compared, cpu_us_per_event, events_per_second, in_turn
 from bench.servers import DISK, running
 
 _SIZE = 1_000_000  # events that the backlog may hold
 _AT_ONCE = {"one": 1, "many": 64}  # publishers
+_VALUES = {
+    "publishes_per_second": events_per_second,
+    "cpu_us_per_publish": cpu_us_per_event,
+    "answered_ms_p50": answered_ms(50),
+    "answered_ms_p99": answered_ms(99),
+}
 
 
 def durable(events: int, rounds: int, size: int, directory: str = DISK) -> Figures:
-    """One publisher and many, each as fast as it gets answers; events: those of a round."""
+    """One publisher and 64, with a backlog in a file and without one; --events: those of a round."""
     request = put("/bench", body(0, size))
-    figures = {"disk_sync_ms": figure(_syncs_ms(directory))}
+    figures: Figures = {"disk_sync_ms": figure(_syncs_ms(directory))}
     with running() as plain, running(directory, _SIZE, storage=True) as stored:
         for name, publishers in _AT_ONCE.items():
+            each = max(1, events // publishers)
             with (
                 clients(plain, lambda _: request, publishers=publishers) as without,
                 clients(stored, lambda _: request, publishers=publishers) as with_file,
             ):
-                none: list[Round] = []
-                file: list[Round] = []
-                for _ in range(rounds):
-                    none.append(without.run(events // publishers))
-                    file.append(with_file.run(events // publishers))
-            figures |= _figures(name, file, none)
+                none, file = in_turn(
+                    rounds,
+                    partial(without.run, each),
+                    partial(with_file.run, each),
+                )
+            # by CPU time too: if the machine is busy, a daemon of two threads gets more of it than one
+            for figure_name, value in _VALUES.items():
+                figures[f"{figure_name}_{name}"] = compared(value, file, none, "without")
     return figures
-
-
-def _figures(name: str, file: list[Round], none: list[Round]) -> Figures:
-    """By CPU time too: if the machine is busy, a daemon of two threads gets more of the time than one."""
-
-    def compared(values: list[float], base: list[float]) -> dict[str, object]:
-        return figure(values, base, "without")
-
-    return {
-        f"publishes_per_second_{name}": compared(
-            [each.events_per_second for each in file], [each.events_per_second for each in none]
-        ),
-        f"cpu_us_per_publish_{name}": compared(
-            [each.cpu_us_per_event for each in file], [each.cpu_us_per_event for each in none]
-        ),
-        **{
-            f"answered_ms_p{part}_{name}": compared(
-                [percentile(each.answered_ms, part) for each in file],
-                [percentile(each.answered_ms, part) for each in none],
-            )
-            for part in (50, 99)
-        },
-    }
 
 
 def _syncs_ms(directory: str) -> list[float]:

@@ -26,21 +26,6 @@ def figure(values: Sequence[float], base: Sequence[float] | None = None, against
     return compared
 
 
-def quantiles(name: str, rounds: Sequence[Sequence[float]], base: Sequence[Sequence[float]]) -> Figures:
-    """The middle and the 99th percentile of each round."""
-    return {
-        f"{name}_{which}": figure(
-            [percentile(each, part) for each in rounds], [percentile(each, part) for each in base]
-        )
-        for which, part in (("p50", 50), ("p99", 99))
-    }
-
-
-def percentile(values: Sequence[float], part: int) -> float:
-    """What so many of a hundred do not exceed."""
-    return sorted(values)[len(values) * part // 100]
-
-
 def line(name: str, each: Figure) -> str:
     """A figure to be read."""
     text = f"  {name:32} {_readable(each['value'])}"

@@ -44,7 +44,7 @@ class _Crowd:
 
 
 def idle(subscribers: int, ping: float, seconds: float, rounds: int) -> Figures:
-    """Have both send pings at that interval, for so many seconds a round, at the same time."""
+    """Memory and CPU time of subscribers who get pings only; --ping: every so many seconds."""
     with running(ping_interval=ping) as daemon, bare("each", ping) as reference:
         crowds = [_Crowd(server, subscribers) for server in (daemon, reference)]
         pings: list[list[float]] = [[], []]

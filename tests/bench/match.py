@@ -2,40 +2,41 @@
 
 import contextlib
 import resource
+from functools import partial
 
-from bench.clients import Clients, Round, body, clients, put
-from bench.figures import Figures, figure
+from bench.clients import Clients, body, clients, put
+from bench.figures import Figures
+from bench.rounds import compared, cpu_us_per_event, in_turn
 from bench.servers import Server, bare, running
 
-_COUNTS = (500, 5_000, 50_000)  # subscriptions, all different
-_CONNECTIONS = 5_000  # connections; with more subscriptions, a connection asks for several alternatives
 _SPARE = 200  # descriptors for whatever else
 
 
-def match(events: int, rounds: int, size: int, most: int) -> Figures:
-    """One event after the other, in turn with 500, 5,000 and 50,000 subscriptions; most: with no more."""
-    counts = [count for count in _COUNTS if count <= most]
-    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)  # the streams to all servers are open at once
-    limit = min(_CONNECTIONS, (files - 2 * _COUNTS[0] - _SPARE) // 2) if files > 0 else _CONNECTIONS
-    taken: dict[str, list[Round]] = {}
+def match(fewest: int, connections: int, events: int, rounds: int, size: int) -> Figures:
+    """Each event for one of 500, 5,000 and 50,000 subscriptions (--fewest: 500), over --connections."""
+    counts = [fewest, 10 * fewest, 100 * fewest]  # subscriptions, all different
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files != resource.RLIM_INFINITY:  # the streams to all servers are open at once
+        connections = min(connections, (files - 2 * fewest - _SPARE) // 2)
     with contextlib.ExitStack() as stack:
-        sides = {"bare": _subscribed(stack, stack.enter_context(bare("turn")), _COUNTS[0], limit, size)}
+        sides = {"bare": _subscribed(stack, stack.enter_context(bare("turn")), fewest, connections, size)}
         for count in counts:
-            sides[str(count)] = _subscribed(stack, stack.enter_context(running()), count, limit, size)
-        for _ in range(rounds):
-            for side, connected in sides.items():
-                taken.setdefault(side, []).append(connected.run(events, in_step=True))
-    cost = {side: [each.cpu_us_per_event for each in rounds_of] for side, rounds_of in taken.items()}
+            sides[str(count)] = _subscribed(stack, stack.enter_context(running()), count, connections, size)
+        runs = [partial(connected.run, events, in_step=True) for connected in sides.values()]
+        taken = dict(zip(sides, in_turn(rounds, *runs), strict=True))
     least, *more = map(str, counts)
     return {
-        f"cpu_us_per_event_of_{least}": figure(cost[least], cost["bare"]),
-        **{f"cpu_us_per_event_of_{count}": figure(cost[count], cost[least], least) for count in more},
+        f"cpu_us_per_event_of_{least}": compared(cpu_us_per_event, taken[least], taken["bare"]),
+        **{
+            f"cpu_us_per_event_of_{count}": compared(cpu_us_per_event, taken[count], taken[least], least)
+            for count in more
+        },
     }
 
 
-def _subscribed(stack: contextlib.ExitStack, server: Server, count: int, limit: int, size: int) -> Clients:
+def _subscribed(stack: contextlib.ExitStack, server: Server, count: int, most: int, size: int) -> Clients:
     """Connection c of C asks for the topics c, c + C, c + 2 C, ...: event n, of topic n, is for n mod C."""
-    connections = min(count, next(c for c in range(limit, 0, -1) if count % c == 0))
+    connections = min(count, next(c for c in range(most, 0, -1) if count % c == 0))
     paths = [
         "/" + ",".join(f"topic{n}" for n in range(first, count, connections)) for first in range(connections)
     ]

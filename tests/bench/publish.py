@@ -1,56 +1,39 @@
 """Publishes that nobody follows: one event in a request, and many."""
 
 from bench.clients import NDJSON, Round, body, clients, put
-from bench.figures import Figures, figure, quantiles
+from bench.figures import Figures
+from bench.rounds import answered_ms, compared, cpu_us_per_event, events_per_second, in_turn
 from bench.servers import bare, running
 
 
 def publish(publishers: int, events: int, rounds: int, size: int) -> Figures:
-    """Many publishers over connections that stay, each as fast as it gets answers; events: each one's."""
-    daemon_rounds, bare_rounds = _rounds(put("/bench", body(0, size)), publishers, events, rounds)
+    """64 publishers over connections that stay, each as fast as it gets answers; --events: each one's."""
+    ours, theirs = _rounds(put("/bench", body(0, size)), publishers, events, rounds)
     return {
-        "cpu_us_per_publish": figure(
-            [each.cpu_us_per_event for each in daemon_rounds],
-            [each.cpu_us_per_event for each in bare_rounds],
-        ),
-        **quantiles(
-            "answered_ms",
-            [each.answered_ms for each in daemon_rounds],
-            [each.answered_ms for each in bare_rounds],
-        ),
-        "publishes_per_second": figure(
-            [each.events_per_second for each in daemon_rounds],
-            [each.events_per_second for each in bare_rounds],
-        ),
+        "cpu_us_per_publish": compared(cpu_us_per_event, ours, theirs),
+        "answered_ms_p50": compared(answered_ms(50), ours, theirs),
+        "answered_ms_p99": compared(answered_ms(99), ours, theirs),
+        "publishes_per_second": compared(events_per_second, ours, theirs),
     }
 
 
 def batches(batch: int, requests: int, rounds: int, size: int) -> Figures:
-    """One publisher, so many events in each request (the reference reads them, and does not look at them)."""
+    """One publisher, 1,000 events in each request, which the reference does not look at."""
     request = put("/bench", b"\n".join(body(n, size) for n in range(batch)), NDJSON)
-    daemon_rounds, bare_rounds = _rounds(request, 1, requests, rounds)
+    taken = _rounds(request, 1, requests, rounds)
+    ours, theirs = ([each._replace(events=each.events * batch) for each in side] for side in taken)
     return {
-        "cpu_us_per_event": figure(
-            [each.cpu_us_per_event / batch for each in daemon_rounds],
-            [each.cpu_us_per_event / batch for each in bare_rounds],
-        ),
-        "events_per_second": figure(
-            [each.events_per_second * batch for each in daemon_rounds],
-            [each.events_per_second * batch for each in bare_rounds],
-        ),
+        "cpu_us_per_event": compared(cpu_us_per_event, ours, theirs),
+        "events_per_second": compared(events_per_second, ours, theirs),
     }
 
 
-def _rounds(request: bytes, publishers: int, each: int, rounds: int) -> tuple[list[Round], list[Round]]:
-    daemon_rounds: list[Round] = []
-    bare_rounds: list[Round] = []
+def _rounds(request: bytes, publishers: int, each: int, rounds: int) -> list[list[Round]]:
+    """The daemon's, and the reference's."""
     with (
         running() as daemon,
         bare("each") as reference,
         clients(daemon, lambda _: request, publishers=publishers) as daemons,
         clients(reference, lambda _: request, publishers=publishers) as references,
     ):
-        for _ in range(rounds):
-            daemon_rounds.append(daemons.run(each))
-            bare_rounds.append(references.run(each))
-    return daemon_rounds, bare_rounds
+        return in_turn(rounds, lambda: daemons.run(each), lambda: references.run(each))

@@ -33,7 +33,9 @@ class Reference:
     def __init__(self, mode: str, ping_interval: float) -> None:
         program = str(Path(__file__).with_name("reference.py"))
         command = [sys.executable, program, mode, str(ping_interval)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
 

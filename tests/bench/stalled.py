@@ -4,13 +4,14 @@ import time
 from multiprocessing.connection import Connection
 
 from bench.clients import body, clients, open_stream, put, wait_for_beginning
-from bench.figures import Figures, figure, percentile
+from bench.figures import Figures, figure
 from bench.readers import Background, read_all
+from bench.rounds import percentile
 from bench.servers import cpu_seconds, resident_kib, running
 
 
 def stalled(subscribers: int, unread: int, events: int, size: int) -> Figures:
-    """Publish all events to all subscribers; unread: how many of them do not read."""
+    """One publisher, as fast as it gets answers, to many; --unread: how many of them do not read."""
     with running() as daemon:
         memory_before = resident_kib(daemon)
         crowd = Background(_crowd, daemon.port, subscribers, unread, events)
