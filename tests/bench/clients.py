@@ -15,6 +15,7 @@ from bench.servers import Server, cpu_seconds
 
 NDJSON = "application/x-ndjson"
 _EVENT = re.compile(rb'"n": (\d+), "t": (\d+)')
+_STREAM = b"HTTP/1.1 200 "
 _ACCEPTED = b"HTTP/1.1 202 "
 _PATIENCE = 20.0  # seconds without anything, after which it will not come any more
 _AT_ONCE = 50  # streams asked for before their beginnings are read: a server's queue of connections is short
@@ -117,7 +118,6 @@ class Clients:
         self._request = request
         self._selector = selectors.DefaultSelector()
         self._in_turn = in_turn
-        self._next = 0
         streams = open_streams(server.port, paths)
         self._subscribers = [
             _Subscriber(
@@ -246,8 +246,9 @@ def wait_for_beginning(stream: socket.socket) -> None:
     head = b""
     while b"stillalive" not in head:
         received = stream.recv(4096)
-        assert received, f"the server ended a stream as it began: {head!r}"
         head += received
+        assert received, f"the server ended a stream as it began: {head!r}"
+        assert head.startswith(_STREAM[: len(head)]), f"a stream was refused: {head!r}"
 
 
 def body(n: int, size: int) -> bytes:

@@ -161,7 +161,7 @@ def _prepare() -> None:
 
 def command_line() -> argparse.ArgumentParser:
     """What may be asked for."""
-    described = [f"  {name:8} {each.measure.__doc__}" for name, each in ALL.items()]
+    described = [f"  {name:8} {_first_line(each.measure)}" for name, each in ALL.items()]
     parser = argparse.ArgumentParser(
         prog="tests/bench",
         description=__doc__,
@@ -185,6 +185,10 @@ def command_line() -> argparse.ArgumentParser:
         kind = float if name in {"ping", "seconds"} else int
         settings.add_argument(f"--{name}", type=kind, metavar="N")
     return parser
+
+
+def _first_line(measure: Callable[..., Figures]) -> str:
+    return (measure.__doc__ or "").splitlines()[0]
 
 
 def _all_settings() -> list[str]:

@@ -9,15 +9,20 @@ from bench.figures import Figures
 from bench.rounds import compared, cpu_us_per_event, in_turn
 from bench.servers import Server, bare, running
 
+_ALTERNATIVES = 200  # that the daemon takes in a path
 _SPARE = 200  # descriptors for whatever else
 
 
 def match(fewest: int, connections: int, events: int, rounds: int, size: int) -> Figures:
-    """Each event for one of 500, 5,000 and 50,000 subscriptions (--fewest: 500), over --connections."""
-    counts = [fewest, 10 * fewest, 100 * fewest]  # subscriptions, all different
+    """Each event for one of 500, 5,000 and 50,000 subscriptions (--fewest: 500), over --connections.
+
+    With a low limit of open files, more subscriptions than such connections can ask for are left out.
+    """
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files != resource.RLIM_INFINITY:  # the streams to all servers are open at once
         connections = min(connections, (files - 2 * fewest - _SPARE) // 2)
+    all_counts = [fewest, 10 * fewest, 100 * fewest]  # subscriptions, all different
+    counts = [n for n in all_counts if n <= _ALTERNATIVES * _connections(n, connections)]
     with contextlib.ExitStack() as stack:
         sides = {"bare": _subscribed(stack, stack.enter_context(bare("turn")), fewest, connections, size)}
         for count in counts:
@@ -36,7 +41,7 @@ def match(fewest: int, connections: int, events: int, rounds: int, size: int) ->
 
 def _subscribed(stack: contextlib.ExitStack, server: Server, count: int, most: int, size: int) -> Clients:
     """Connection c of C asks for the topics c, c + C, c + 2 C, ...: event n, of topic n, is for n mod C."""
-    connections = min(count, next(c for c in range(most, 0, -1) if count % c == 0))
+    connections = _connections(count, most)
     paths = [
         "/" + ",".join(f"topic{n}" for n in range(first, count, connections)) for first in range(connections)
     ]
@@ -45,3 +50,8 @@ def _subscribed(stack: contextlib.ExitStack, server: Server, count: int, most: i
         return put(f"/topic{n % count}", body(n, size))
 
     return stack.enter_context(clients(server, request, paths=paths, in_turn=True))
+
+
+def _connections(count: int, most: int) -> int:
+    """As many as there may be, with equally many subscriptions over each."""
+    return next(each for each in range(min(count, most), 0, -1) if count % each == 0)

@@ -44,7 +44,10 @@ class Background:
 
     def result(self) -> Any:
         """What it says next. Raises what it raised."""
-        result = self._connection.recv()
+        try:
+            result = self._connection.recv()
+        except EOFError:
+            raise WrongError("the readers have come to a bad end") from None
         if isinstance(result, Exception):
             raise result
         return result

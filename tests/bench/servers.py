@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -71,8 +72,11 @@ def running(
             "backlog": {"size": size, "storage": f"{directory}/backlog" if storage else None},
             "ping_interval": ping_interval,
             "max_payload_size": "10 MiB",  # for large batches
+            "head_timeout": "1h",  # a publisher is there long before its first request
         }
         daemon = Daemon(Path(directory), {"server": settings, "sqs": dict(queues or {})})
+        if setpriv := shutil.which("setpriv"):  # it ends with this process, however that does
+            daemon.command = [setpriv, "--pdeathsig", "TERM", *daemon.command]
         start(daemon)
         try:
             yield daemon
