@@ -115,6 +115,7 @@ def test_loss_is_exit_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     """And is told of."""
 
     def lossy() -> dict[str, Any]:
+        """A measurement."""
         raise WrongError("subscriber 3 has missed one")
 
     monkeypatch.setattr(command_line, "_prepare", lambda: None)

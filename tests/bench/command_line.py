@@ -174,7 +174,7 @@ def command_line() -> argparse.ArgumentParser:
         metavar="WHAT",
         help=f"{', '.join(DEFAULT)}, which are the default; {', '.join(OTHERS)}",
     )
-    parser.add_argument("--short", action="store_true", help="only see that it works, in some ten seconds")
+    parser.add_argument("--short", action="store_true", help="only see that it works, in some twenty seconds")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures, as JSON")
     parser.add_argument(
         "--compare", type=Path, nargs=2, metavar=("A", "B"), help="two such files; nothing is measured"
