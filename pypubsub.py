@@ -23,6 +23,7 @@ import ssl
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -600,34 +601,44 @@ class Server:
         writer = await response.prepare(request)
         if writer is None or request.transport is None:
             raise ConnectionError("the client left before its stream began")
-        connection = connection_of(request)
         peer = self._shown_peer(request) or "a peer already gone"
-        subscriber = Subscriber(
-            f"{peer} ({login.user})" if login else peer,
-            subscription,
-            wire,
-            request.transport,
-            connection,
-            writer.drain,
-            self.config.server.subscriber_buffer,
-            login,
-        )
+        transport = request.transport
+        stream = connection_of(request).hand_over(transport)
+        try:
+            subscriber = Subscriber(
+                f"{peer} ({login.user})" if login else peer,
+                subscription,
+                wire,
+                transport,
+                stream,
+                stream.drain,
+                self.config.server.subscriber_buffer,
+                login,
+            )
+        except BaseException:
+            transport.abort()  # nobody else would any more
+            raise
         self._fanout.add(subscriber)
         self._review(subscriber)  # its rights may have changed since it logged in
-        since = time.monotonic()
-        try:
-            await Follower(subscriber, now.position, self._surroundings).follow(placement)
-        finally:
-            self._fanout.remove(subscriber)
-            if self._stop.is_set() and not self._fanout:
-                self._no_subscribers.set()
-            log.info(
-                "subscriber %s of %s left after %.1f s: %s",
-                subscriber.peer,
-                shown_path(request),
-                time.monotonic() - since,
-                subscriber.end_reason or "the client disconnected",
-            )
+        serving = stream.serve(Follower(subscriber, now.position, self._surroundings).begin(placement))
+        # a callback: the task may be cancelled before it runs
+        serving.add_done_callback(partial(self._on_left, subscriber, shown_path(request), time.monotonic()))
+        return response
+
+    def _on_left(self, subscriber: Subscriber, path: str, since: float, serving: asyncio.Task[None]) -> None:
+        if not serving.cancelled() and (error := serving.exception()):
+            log.error("error in the stream %s", path, exc_info=error)
+            subscriber.drop("an error in the server")
+        self._fanout.remove(subscriber)
+        if self._stop.is_set() and not self._fanout:
+            self._no_subscribers.set()
+        log.info(
+            "subscriber %s of %s left after %.1f s: %s",
+            subscriber.peer,
+            path,
+            time.monotonic() - since,
+            subscriber.end_reason or "the client disconnected",
+        )
 
     async def _place(self, asked: ReplayRequest | None, now: Mark, login: Login | None) -> Placement:
         """Where a subscriber begins to read. Raises Refused(503), WrongCredentials."""

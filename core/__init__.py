@@ -14,6 +14,7 @@ An event runs through these modules in this order:
     store           where it goes before it goes out: kept in memory, in a file, or not at all
     fanout          on its way to the subscribers: one write to each in a turn of the event loop
     registry        the topic index: which of them want this event
+    stream          the connection of a reader, which is aiohttp's no more
     subscriber      one reader: its bounded queue, its writes, the end of its stream
     framing         the wire forms of a line
 

@@ -182,6 +182,7 @@ class Fanout:
             channel = self._channels[key] = Channel(subscriber)
             self._registry.add(channel, channel.subscription)
             self._private.add(channel, channel.private_batches)
+        subscriber.subscription = channel.subscription  # equal, and kept in memory once
         channel.add(subscriber, self._end)
         self._live += 1
 

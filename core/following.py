@@ -7,7 +7,7 @@ same turn of the event loop it joins the fan-out, so that each event comes once.
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import NamedTuple, NoReturn
 
 from core.fanout import Fanout
@@ -35,20 +35,42 @@ class Follower:
     head: the position that its stream's head tells; what lies before it is replay, what comes after is live.
     """
 
+    __slots__ = ("_replay_end", "_sees", "_sees_by", "_subscriber", "_surroundings")
+
     def __init__(self, subscriber: Subscriber, head: int, surroundings: Surroundings) -> None:
         self._subscriber = subscriber
-        self._fanout, self._store, self._turn, self._ping_line, self._ping_interval = surroundings
+        self._surroundings = surroundings
         self._replay_end: float = head  # infinite once the replay is over, which the first ping says
         self._sees: dict[str, bool] = {}  # by path, while it reads the backlog
         self._sees_by = subscriber.rights  # the rights that this was judged by
 
+    def begin(self, placement: Placement) -> Coroutine[None, None, NoReturn]:
+        """What serves the subscriber like follow(). With nothing to read it has joined the fan-out already.
+
+        It must not join later: without a backlog it could not read what is published in between.
+        """
+        if placement.after < self._surroundings.store.end:
+            return self.follow(placement)
+        self._join(placement.after)
+        return self._stay()
+
     async def follow(self, placement: Placement) -> NoReturn:
         """From a place on, for as long as the connection lasts: cancelled when it is gone."""
-        position = await self._catch_up(placement.after, may_skip=not placement.whole)
+        self._join(await self._catch_up(placement.after, may_skip=not placement.whole))
+        await self._stay()
+
+    async def _stay(self) -> NoReturn:
         while True:
-            self._fanout.join(self._subscriber, position)
             position = await self._subscriber.serve()
-            position = await self._catch_up(position, may_skip=False)
+            self._join(await self._catch_up(position, may_skip=False))
+
+    def _join(self, position: int) -> None:
+        """Have the live events from now on, which must be those after a position."""
+        if self._replay_end < math.inf:
+            self._replay_end = math.inf
+            self._subscriber.send(self._ping())
+        self._sees.clear()
+        self._surroundings.fanout.join(self._subscriber, position)
 
     async def _catch_up(self, position: int, *, may_skip: bool) -> int:
         """Send all events after a position. The position by then.
@@ -57,8 +79,8 @@ class Follower:
         Nothing is awaited after the last look at where the end is.
         """
         loop = asyncio.get_running_loop()
-        ping_due = loop.time() + self._ping_interval
-        while position < self._store.end:
+        ping_due = loop.time() + self._surroundings.ping_interval
+        while position < self._surroundings.store.end:
             try:
                 position = await self._send_page(position)
                 may_skip = False
@@ -68,11 +90,7 @@ class Follower:
                 position = error.position
             if self._replay_end == math.inf and loop.time() >= ping_due:  # there may be nothing else to send
                 self._subscriber.send(self._ping())
-                ping_due = loop.time() + self._ping_interval
-        if self._replay_end < math.inf:
-            self._replay_end = math.inf
-            self._subscriber.send(self._ping())
-        self._sees.clear()
+                ping_due = loop.time() + self._surroundings.ping_interval
         return position
 
     async def _send_page(self, position: int) -> int:
@@ -83,10 +101,10 @@ class Follower:
 
     async def _read_and_send(self, position: int) -> int:
         try:
-            page = await self._store.read(position, private=bool(self._subscriber.rights.sees))
+            page = await self._surroundings.store.read(position, private=bool(self._subscriber.rights.sees))
         except StoreError as error:
             await self._give_up(error)
-        async with self._turn:
+        async with self._surroundings.turn:
             if frames := self._frames(page):
                 self._subscriber.send(b"".join(frames))
             await asyncio.sleep(0)  # live events have their turn
@@ -110,7 +128,7 @@ class Follower:
         return frames
 
     def _ping(self) -> bytes:
-        return self._subscriber.wire(self._ping_line())
+        return self._subscriber.wire(self._surroundings.ping_line())
 
     async def _give_up(self, error: Exception) -> NoReturn:
         self._subscriber.drop(str(error))

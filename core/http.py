@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 from asyncio.sslproto import SSLProtocol
-from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from core.connections import Connections, Place, most_connections
 from core.errors import Refused, StartError
 from core.quick import MAX_SIZE, is_plain_publish
 from core.settings import ServerConfig
+from core.stream import Stream
 
 log = logging.getLogger("pypubsub")
 
@@ -35,7 +36,7 @@ SURPLUS_TIMEOUT = 2.0  # seconds that a surplus connection has for its request's
 MAX_TARGET = 8190  # bytes of a request's target: its path and query
 MAX_FIELD = 8192  # bytes of a header field; not MAX_TARGET, by which malformed() tells the two apart
 MAX_FIELDS = 128  # header fields
-MAX_HEAD = 64 * 1024  # bytes of all header fields together, which stay in memory as long as a stream does
+MAX_HEAD = 64 * 1024  # bytes of all header fields together
 BODY_TIMEOUT = 60.0  # seconds a request's body may take
 LINGER = 3.0  # seconds that a refused head or body is read on for, so that the answer is not lost to a reset
 
@@ -64,7 +65,7 @@ class Answers(Protocol):
 class Connection(web.RequestHandler):
     """A connection of aiohttp's that is counted, knows its peer, and deals with malformed heads our way."""
 
-    __slots__ = ("given_up", "head_size", "head_timer", "http", "on_lost", "peer", "place")
+    __slots__ = ("given_up", "handed_over", "head_size", "head_timer", "http", "peer", "place")
 
     def __init__(self, http: "HttpServer", **settings: Any) -> None:
         super().__init__(http, **settings)
@@ -74,7 +75,7 @@ class Connection(web.RequestHandler):
         self.head_timer: asyncio.TimerHandle | None = None  # while a request's head is to come
         self.head_size = 0  # bytes of an incomplete head that have come
         self.given_up: Refused | None = None  # what is wrong with a head: what comes after it is dropped
-        self.on_lost: Callable[[], None] | None = None  # called before the socket is closed
+        self.handed_over = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
@@ -182,12 +183,23 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is gone."""
-        if self.on_lost:
-            self.on_lost()
-            self.on_lost = None
         self._expect_no_head()
         self.http.limits.leave(self.peer, self.place)
         super().connection_lost(exc)
+
+    def hand_over(self, transport: asyncio.Transport) -> Stream:
+        """Make a stream, whose head has been sent, of the connection: for aiohttp it is lost with that.
+
+        The task that handles the request is cancelled at its next await.
+        """
+        paused = self.writing_paused
+        stream = Stream(writing_paused=paused, left=partial(self.http.limits.leave, self.peer, self.place))
+        self.handed_over = True
+        self.transport = None  # lest aiohttp close it
+        transport.set_protocol(stream)
+        transport.resume_reading()  # aiohttp may have paused it; only who reads notices that a reader is gone
+        super().connection_lost(None)
+        return stream
 
     def handle_error(
         self,
@@ -205,6 +217,8 @@ class Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer. After the last one, read on: a reset would take it from one who still sends."""
+        if self.handed_over:
+            return resp, True  # as if the client had hung up
         finished = await super().finish_response(request, resp, start_time)
         if self.given_up and self.transport is not None:
             if self.transport.can_write_eof():

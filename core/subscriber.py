@@ -88,7 +88,7 @@ class Subscriber:
         self._flow = flow
         self._drain = drain
         self._buffer_limit = buffer_limit
-        self._queue: deque[bytes | memoryview] = deque()
+        self._queue: deque[bytes | memoryview] | None = None  # until something waits: 760 bytes, even empty
         self.queued_bytes = 0  # in the queue
         self._full: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._over_since = math.inf  # loop time since which more than the limit waits
@@ -138,6 +138,8 @@ class Subscriber:
             if not rest:
                 return
             data = rest
+        if self._queue is None:
+            self._queue = deque()
         self._queue.append(data)
         self.queued_bytes += len(data)
 
@@ -185,7 +187,7 @@ class Subscriber:
             await self._drain()
             self._progress_at = asyncio.get_running_loop().time()
             while self._queue and not self._flow.writing_paused:
-                if rest := self._write(self._next_piece()):
+                if rest := self._write(self._next_piece(self._queue)):
                     self._queue.appendleft(rest)
                     self.queued_bytes += len(rest)
             if self.queued_bytes <= self._buffer_limit:
@@ -193,6 +195,7 @@ class Subscriber:
         if self.end_reason is not None:
             self._close()
             await self.gone()
+        self._queue = None
         if self._full.done():
             self._full = asyncio.get_running_loop().create_future()
             self._free = self._descriptor
@@ -207,12 +210,12 @@ class Subscriber:
         self._behind_after = after
         self._over_since = math.inf
 
-    def _next_piece(self) -> bytes | memoryview:
+    def _next_piece(self, queue: deque[bytes | memoryview]) -> bytes | memoryview:
         """The next of what is queued: a large piece, or small ones joined."""
-        pieces = [self._queue.popleft()]
+        pieces = [queue.popleft()]
         size = len(pieces[0])
-        while self._queue and size + len(self._queue[0]) <= _MAX_WRITE:
-            pieces.append(self._queue.popleft())
+        while queue and size + len(queue[0]) <= _MAX_WRITE:
+            pieces.append(queue.popleft())
             size += len(pieces[-1])
         self.queued_bytes -= size
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -253,7 +256,7 @@ class Subscriber:
         """End the stream at once, and free what waits for it, in the kernel too."""
         self.end_reason = reason
         self._free = None
-        self._queue.clear()
+        self._queue = None
         self.queued_bytes = 0
         reset_on_close(self._transport.get_extra_info("socket"))
         self._transport.abort()

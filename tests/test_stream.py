@@ -293,6 +293,20 @@ async def test_a_client_that_leaves_is_noticed_at_once(start_daemon: StartDaemon
     assert (await server.request("HEAD", "/")).headers["X-Subscribers"] == "0"
 
 
+@pytest.mark.parametrize("more", [b"GET /other HTTP/1.1\r\nHost: x\r\n\r\n", b"\0 not HTTP\r\n\r\n"])
+async def test_what_comes_after_the_request_is_dropped(server: Daemon, more: bytes) -> None:
+    """Though it be a megabyte: events come all the same, and the end is noticed."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /chatter HTTP/1.1\r\nHost: x\r\n\r\n")
+    await reader.readuntil(b"stillalive")
+    writer.write(more * (2**20 // len(more)))
+    await writer.drain()
+    await server.put("/chatter", {"n": 1})
+    await reader.readuntil(b'"n": 1')
+    writer.close()
+    await server.until_logged("of /chatter left")
+
+
 async def test_a_client_that_leaves_while_its_refusal_is_held_back_is_noticed(
     start_daemon: StartDaemon,
 ) -> None:

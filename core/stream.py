@@ -1,0 +1,58 @@
+"""The connection of a subscriber, once the head of its stream has been sent.
+
+From then on nothing is HTTP any more: frames go out, and what comes in is of no interest. So the connection
+is taken from aiohttp, which would hold the request, its answer and two tasks for as long as the stream lasts.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+
+
+class Stream(asyncio.Protocol):
+    """What asyncio tells of such a connection; what a reader sends is dropped.
+
+    left: called when the connection is gone.
+    """
+
+    __slots__ = ("_drained", "_left", "_task", "on_lost", "writing_paused")
+
+    def __init__(self, *, writing_paused: bool, left: Callable[[], None]) -> None:
+        self.writing_paused = writing_paused
+        self.on_lost: Callable[[], None] | None = None  # called before the socket is closed
+        self._left = left
+        self._drained: asyncio.Future[None] | None = None  # while drain() waits
+        self._task: asyncio.Task[None] | None = None
+
+    def serve(self, serving: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Run what serves the reader, and cancel it when the connection is gone."""
+        self._task = asyncio.get_running_loop().create_task(serving)
+        return self._task
+
+    def pause_writing(self) -> None:
+        """The kernel does not take everything."""
+        self.writing_paused = True
+
+    def resume_writing(self) -> None:
+        """The kernel has taken everything."""
+        self.writing_paused = False
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    async def drain(self) -> None:
+        """Wait until the kernel has taken everything."""
+        while self.writing_paused:
+            self._drained = asyncio.get_running_loop().create_future()
+            try:
+                await self._drained
+            finally:
+                self._drained = None
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """The connection is gone."""
+        if self.on_lost:
+            self.on_lost()
+            self.on_lost = None
+        self._left()
+        if self._task:
+            self._task.cancel()
+            self._task = None
