@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from aws import ACCOUNT, REGION, Moto, arn_of
+from aws_proxy import AwsProxy
 from daemon import ROOT, Daemon
 from documents import sections
 from queues import new_queue, numbers, reading
@@ -143,13 +144,14 @@ async def test_the_log_does_not_tell_of_each_try_where_credentials_were_found(
 ) -> None:
     """While there is no such queue."""
     key, secret = moto.credentials
-    config = reading(moto, "there-is-none", **NOTHING)
-    daemon = started(tmp_path, config, AWS_ACCESS_KEY_ID=key, AWS_SECRET_ACCESS_KEY=secret)
-    try:
-        await daemon.until_logged("cannot read there-is-none")
-        await asyncio.sleep(2)
-    finally:
-        await asyncio.to_thread(daemon.stop)
+    async with AwsProxy(moto.url) as proxy:
+        config = reading(moto, "there-is-none", endpoint_url=proxy.url, **NOTHING)
+        daemon = started(tmp_path, config, AWS_ACCESS_KEY_ID=key, AWS_SECRET_ACCESS_KEY=secret)
+        try:
+            await daemon.until_logged("cannot read there-is-none")
+            await proxy.until_asked("GetQueueUrl", 3)
+        finally:
+            await asyncio.to_thread(daemon.stop)
     assert not any("Found credentials" in line for line in daemon.log)
 
 

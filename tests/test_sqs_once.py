@@ -154,10 +154,12 @@ async def test_what_cannot_be_deleted_is_not_tried_without_end(
     queue = new_queue(moto, VisibilityTimeout=0)
     moto.send(queue, {"n": 1})
     proxy.on("DeleteMessageBatch", NOT_DELETED)
-    daemon = start_daemon(reading(moto, queue, consumers=1, endpoint_url=proxy.url))
+    pinging = {"server": {"ping_interval": 1}}
+    daemon = start_daemon(reading(moto, queue, sections=pinging, consumers=1, endpoint_url=proxy.url))
     async with daemon.subscriber("/") as stream:
         assert await numbers(stream, 1) == [1]
-        await asyncio.sleep(3)
+        for _ in range(3):  # seconds
+            assert "stillalive" in await stream.object()
         await nothing_else_on(stream, daemon)
     assert proxy.operations.count("DeleteMessageBatch") <= 5
 
