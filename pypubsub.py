@@ -38,7 +38,7 @@ from core.body import inflate, too_large
 from core.cursor import Mark
 from core.errors import RETRY_AFTER, ConfigError, Refused, StartError
 from core.event import parse_ndjson, parse_payload
-from core.fanout import Fanout
+from core.fanout import PING_TURNS, Fanout
 from core.following import Follower, Surroundings
 from core.framing import wire_form
 from core.http import (
@@ -93,8 +93,8 @@ class Server:
     def __init__(self, config: Config, acl_path: Path, users: Users | None) -> None:
         self.config = config
         self._fanout = Fanout(backlog=bool(config.server.backlog.size))
-        self._store = store_for(config.server, self._fanout.deliver)
-        self._intake = Intake(self._store, config.server.idempotency_window)
+        self._store = store_for(config.server, self._fanout)
+        self._intake = Intake(self._store, self._fanout, config.server.idempotency_window)
         self._queues = queues_for(config, self._intake)
         self._reading: list[asyncio.Task[None]] = []  # the queues
         self._surroundings = Surroundings(
@@ -262,7 +262,7 @@ class Server:
 
     async def _ping(self) -> None:
         while True:
-            await asyncio.sleep(self.config.server.ping_interval)
+            await asyncio.sleep(self.config.server.ping_interval / PING_TURNS)
             self._fanout.ping(ping_line())
 
     # The rights of open streams (core.login.OpenStreams)
@@ -432,6 +432,7 @@ class Server:
             if (key := request.headers.get("Idempotency-Key")) is not None:
                 ask = ask_again(publisher, path.text, key, body)
             openings = await self._parse(request, path, body)
+            await self._intake.room()
             taken = self._intake.take(path, openings, ask)
             # shielded: a publisher who hangs up undoes nothing, and may ask again meanwhile
             return self._accepted(request, path, await asyncio.shield(taken.answer), replayed=taken.replayed)

@@ -8,6 +8,9 @@ round.
 
 A subscriber for whom too much waits falls behind: it leaves its channel, at a known position, and comes back
 when it has read the rest from the backlog. Without a backlog it is dropped.
+
+Publishers may be faster than all that. Who brings events asks has_room first, and waits for room(), so that
+what is gathered stays small and nobody's turn gets long.
 """
 
 import asyncio
@@ -19,12 +22,14 @@ from core.event import Event
 from core.framing import Wire
 from core.registry import Registry
 from core.rights import Rights, Segment, is_for, private_batches
-from core.subscriber import Subscriber
+from core.subscriber import Subscriber, send_to_all
 from core.topics import PublishPath, Subscription
 
-_SLICE = 100  # subscribers written to in a turn of the loop, which takes about a millisecond
+_SLICE = 250  # subscribers written to in a turn of the loop, which takes about a millisecond
 _JOIN_BYTES = 64 * 1024  # frames are joined up to about this size
-_GATHER_BYTES = 256 * 1024  # with more than this gathered, publishers wait until all of it is written
+_GATHER_BYTES = 256 * 1024  # with more than this gathered in a channel there is no room
+_GATHER_FRAMES = 50_000  # the same for all channels together, each of which may gather the same event
+PING_TURNS = 10  # in a ping interval, each for some of the subscribers
 
 
 Key = tuple[Subscription, frozenset[Segment], Wire]
@@ -42,12 +47,18 @@ class Channel:
     """
 
     __slots__ = (
-        "_gathered_bytes",
+        "_begun",
+        "_crowd",
         "_gathered_end",
+        "_left",
         "_newcomers",
-        "_unwritten",
+        "_ping",
+        "_pinged",
+        "_pings",
         "_writes",
+        "_writes_with_ping",
         "gathered",
+        "gathered_bytes",
         "private_batches",
         "queued",
         "rights",
@@ -60,15 +71,22 @@ class Channel:
     def __init__(self, like: Subscriber) -> None:
         self.subscription, self.rights, self.wire = like.subscription, like.rights, like.wire
         self.private_batches = private_batches(self.subscription, self.rights.sees)
-        self.subscribers: set[Subscriber] = set()
+        self.subscribers: dict[Subscriber, None] = {}  # in the order in which they came: see _begin_round()
         self.gathered: list[bytes] = []
+        self.gathered_bytes = 0
         self.queued = False  # for its turn in Fanout._write_slice()
-        self._gathered_bytes = 0
         self._gathered_end = 0  # position of the last event that was gathered
-        self.round_end = 0  # position of the last event in this round's bytes, or before them
-        self._writes: list[bytes] = []  # this round's bytes
-        self._unwritten: list[Subscriber] = []  # who has not been sent them yet
+        self._ping = b""
+        self._pings: dict[Subscriber, None] = {}  # for whom it is in the next round
         self._newcomers: dict[Subscriber, int] = {}  # -> the first of the gathered frames that is for them
+        # the round that is being written
+        self.round_end = 0  # position of the last event in it, or before it
+        self._writes: list[bytes] = []  # its bytes
+        self._pinged: dict[Subscriber, None] = {}  # who gets others, with a ping
+        self._writes_with_ping: list[bytes] = []
+        self._crowd: list[Subscriber] = []  # who gets any; empty when all have been written to
+        self._begun = 0  # how many of them have been
+        self._left: set[Subscriber] = set()  # who has left since the round began
 
     def may_see(self, path: PublishPath) -> bool:
         """Whether events of this path are for these subscribers."""
@@ -77,68 +95,93 @@ class Channel:
     @property
     def busy(self) -> bool:
         """Whether anything is still to be written."""
-        return bool(self.gathered or self._unwritten)
+        return bool(self.gathered or self._pings or self._crowd)
 
     def add(self, subscriber: Subscriber, position: int) -> None:
         """Write to a subscriber from now on, but nothing of what is gathered already.
 
         position: of the last event that the subscriber has had.
         """
-        self.subscribers.add(subscriber)
+        self.subscribers[subscriber] = None
         self._gathered_end = max(self._gathered_end, position)
         if self.gathered:
             self._newcomers[subscriber] = len(self.gathered)
 
     def remove(self, subscriber: Subscriber) -> None:
         """Undo add()."""
-        self.subscribers.remove(subscriber)
+        del self.subscribers[subscriber]
         self._newcomers.pop(subscriber, None)
+        self._pings.pop(subscriber, None)
+        if self._crowd:
+            self._left.add(subscriber)
 
-    def gather(self, frame: bytes, position: int | None) -> bool:
-        """Have a frame written in the next round. Whether so much is gathered that this should be now.
-
-        position: the event's; None for a ping.
-        """
+    def gather(self, frame: bytes, position: int) -> None:
+        """Have an event's frame written in the next round."""
         self.gathered.append(frame)
-        self._gathered_bytes += len(frame)
-        if position is not None:
-            self._gathered_end = position
-        return self._gathered_bytes > _GATHER_BYTES
+        self.gathered_bytes += len(frame)
+        self._gathered_end = position
 
-    def write(self, limit: int) -> list[Subscriber]:
-        """Write this round's bytes to up to so many subscribers. To whom."""
-        written = [] if self._unwritten else self._begin_round()
-        now, self._unwritten = self._unwritten[:limit], self._unwritten[limit:]
-        for subscriber in now:
-            if subscriber in self.subscribers:  # it may have left since the round began
-                for data in self._writes:
-                    subscriber.send(data)
-                written.append(subscriber)
-        return written
+    def ping(self, subscriber: Subscriber, frame: bytes) -> None:
+        """Have a subscriber sent a ping in the next round, behind all events."""
+        self._ping = frame
+        self._pings[subscriber] = None
+
+    def write(self, limit: int) -> tuple[int, list[Subscriber]]:
+        """Write the round's bytes to up to so many subscribers. To how many, and for whom something waits."""
+        waiting = [] if self._crowd else self._begin_round()
+        some = self._crowd[self._begun : self._begun + limit]
+        count = len(some)
+        self._begun += count
+        if self._left:
+            some = [subscriber for subscriber in some if subscriber not in self._left]
+        if self._begun == len(self._crowd):
+            self._crowd, self._begun = [], 0
+            self._left.clear()
+        if self._pinged:
+            pinged = [subscriber for subscriber in some if subscriber in self._pinged]
+            waiting += _write(pinged, self._writes_with_ping)
+            some = [subscriber for subscriber in some if subscriber not in self._pinged]
+        return count, waiting + _write(some, self._writes)
 
     def _begin_round(self) -> list[Subscriber]:
-        """Take what is gathered as this round's bytes. Newcomers are written to at once: to whom."""
-        frames, self.gathered, self._gathered_bytes = self.gathered, [], 0
+        """Take what is gathered as the round's bytes, and write those of newcomers. For whom some wait."""
+        frames, self.gathered, self.gathered_bytes = self.gathered, [], 0
         self.round_end = self._gathered_end
+        self._pinged, self._pings = self._pings, {}
         newcomers, self._newcomers = self._newcomers, {}
+        self._writes = _joined(frames)
+        self._writes_with_ping = _joined([*frames, self._ping]) if self._pinged else []
+        # in no random order, in which the kernel's part of a delivery would take a tenth longer
+        self._crowd = list(self.subscribers if frames else self._pinged)
+        if newcomers:
+            self._crowd = [each for each in self._crowd if each not in newcomers]
+        waiting = []
         for subscriber, first in newcomers.items():
-            for data in _joined(frames[first:]):
-                subscriber.send(data)
-        self._writes = list(_joined(frames))
-        self._unwritten = [subscriber for subscriber in self.subscribers if subscriber not in newcomers]
-        return list(newcomers)
+            ping = [self._ping] if subscriber in self._pinged else []
+            waiting += _write([subscriber], _joined(frames[first:] + ping))
+        return waiting
 
 
-def _joined(frames: list[bytes]) -> Iterator[bytes]:
+def _write(subscribers: list[Subscriber], writes: list[bytes]) -> list[Subscriber]:
+    """Write the same to each. For whom something waits: also after the last write, if after any."""
+    waiting: list[Subscriber] = []
+    for data in writes:
+        waiting = send_to_all(subscribers, data)
+    return waiting
+
+
+def _joined(frames: list[bytes]) -> list[bytes]:
     """The frames in few pieces, so that a long turn does not become one write of any size."""
+    pieces = []
     start = size = 0
     for index, frame in enumerate(frames):
         if size and size + len(frame) > _JOIN_BYTES:
-            yield b"".join(frames[start:index])
+            pieces.append(b"".join(frames[start:index]))
             start, size = index, 0
         size += len(frame)
     if size:
-        yield b"".join(frames[start:])
+        pieces.append(b"".join(frames[start:]))
+    return pieces
 
 
 class Fanout:
@@ -156,6 +199,12 @@ class Fanout:
         self._live = 0  # subscribers in channels
         self._reading: set[Subscriber] = set()  # subscribers who read the backlog
         self._end = 0  # position up to which everything has been delivered
+        self._pinged: list[dict[Subscriber, None]] = [{} for _ in range(PING_TURNS)]  # those live, by turn
+        self._ping_turn = 0
+        self._gathered = 0  # frames, in all channels together
+        self._congested: set[Channel] = set()  # those that have gathered too much
+        self._room = asyncio.Event()
+        self._room.set()
 
     def __len__(self) -> int:
         return self._live + len(self._reading)
@@ -185,6 +234,8 @@ class Fanout:
         subscriber.subscription = channel.subscription  # equal, and kept in memory once
         channel.add(subscriber, self._end)
         self._live += 1
+        subscriber.ping_turn = min(range(PING_TURNS), key=lambda turn: len(self._pinged[turn]))
+        self._pinged[subscriber.ping_turn][subscriber] = None
 
     def remove(self, subscriber: Subscriber) -> None:
         """Undo add(), wherever the subscriber is by now."""
@@ -198,6 +249,7 @@ class Fanout:
         channel = self._channels[key]
         channel.remove(subscriber)
         self._live -= 1
+        del self._pinged[subscriber.ping_turn][subscriber]
         if not channel.subscribers:
             del self._channels[key]
             self._registry.remove(channel, channel.subscription)
@@ -225,7 +277,24 @@ class Fanout:
             frame = frames.get(channel.wire)
             if frame is None:
                 frame = frames[channel.wire] = channel.wire(event.line)
-            self._gather(channel, frame, event.stamp.position)
+            channel.gather(frame, event.stamp.position)
+            if channel.gathered_bytes > _GATHER_BYTES:
+                self._congested.add(channel)
+            self._gathered += 1
+            if not channel.queued:
+                self._enqueue(channel)
+        if self._congested or self._gathered > _GATHER_FRAMES:
+            self._room.clear()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether events may be delivered now. More than may wait for what waits already."""
+        return self._room.is_set()
+
+    async def room(self) -> None:
+        """Wait until it has."""
+        while not self.has_room:
+            await self._room.wait()
 
     def _wanting(self, path: PublishPath) -> Iterable[Channel]:
         if not path.private:
@@ -234,12 +303,16 @@ class Fanout:
         return [channel for channel in self._private.match(frozenset(path.topics)) if channel.may_see(path)]
 
     def ping(self, line: bytes) -> None:
-        """Put a ping on its way to everybody who is live, behind the events that are."""
+        """Put a ping on its way to those live subscribers whose turn it is, behind the events that are."""
+        self._ping_turn = (self._ping_turn + 1) % PING_TURNS
         frames: dict[Wire, bytes] = {}
-        for channel in list(self._channels.values()):
+        for subscriber in self._pinged[self._ping_turn]:
+            channel = self._channels[_key(subscriber)]
             if channel.wire not in frames:
                 frames[channel.wire] = channel.wire(line)
-            self._gather(channel, frames[channel.wire], None)
+            channel.ping(subscriber, frames[channel.wire])
+            if not channel.queued:
+                self._enqueue(channel)
 
     def flush(self) -> None:
         """Write now what is on its way."""
@@ -252,11 +325,19 @@ class Fanout:
 
     def _write(self, channel: Channel, limit: int) -> int:
         """Write to up to so many of a channel's subscribers, and say to how many."""
-        written = channel.write(limit)
-        for subscriber in written:
-            if subscriber.queued_bytes and (reason := subscriber.overflow()):
+        gathered = len(channel.gathered)
+        try:
+            count, waiting = channel.write(limit)
+        finally:
+            self._gathered -= gathered - len(channel.gathered)
+            if channel.gathered_bytes <= _GATHER_BYTES:
+                self._congested.discard(channel)
+            if not self._congested and self._gathered <= _GATHER_FRAMES:
+                self._room.set()
+        for subscriber in waiting:
+            if reason := subscriber.overflow():
                 self._overflow(subscriber, channel.round_end, reason)
-        return len(written)
+        return count
 
     def _overflow(self, subscriber: Subscriber, after: int, reason: str) -> None:
         if self._backlog:
@@ -266,14 +347,11 @@ class Fanout:
         else:
             subscriber.drop(reason)
 
-    def _gather(self, channel: Channel, frame: bytes, position: int | None) -> None:
-        if channel.gather(frame, position):
-            self._flush(channel)
-        elif not channel.queued:
-            if not self._queue:
-                asyncio.get_running_loop().call_soon(self._write_slice)
-            self._queue.append(channel)
-            channel.queued = True
+    def _enqueue(self, channel: Channel) -> None:
+        if not self._queue:
+            asyncio.get_running_loop().call_soon(self._write_slice)
+        self._queue.append(channel)
+        channel.queued = True
 
     def _write_slice(self) -> None:
         left = _SLICE

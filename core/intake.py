@@ -13,7 +13,7 @@ from typing import NamedTuple
 from core.cursor import Mark, Stamp, Stamps
 from core.event import Draft, Event
 from core.idempotency import Answers, Ask, Item
-from core.store import PORTION, Accepted, Store
+from core.store import PORTION, Accepted, Outlet, Store
 from core.topics import PublishPath
 
 
@@ -25,10 +25,12 @@ class Taken(NamedTuple):
 
 
 class Intake:
-    """Takes events for a store. idempotency_window: seconds."""
+    """Takes events for a store, which delivers to the outlet. idempotency_window: seconds."""
 
-    def __init__(self, store: Store, idempotency_window: float) -> None:
+    def __init__(self, store: Store, outlet: Outlet, idempotency_window: float) -> None:
         self._store = store
+        self.room = outlet.room  # to be awaited before anything is brought
+        self._outlet = outlet
         self._stamps = Stamps()
         self._stamping = asyncio.Lock()  # held while the stamps of a long batch are given
         self._answers: Answers[asyncio.Future[Accepted]] = Answers(idempotency_window)
@@ -51,7 +53,7 @@ class Intake:
     @property
     def at_once(self) -> bool:
         """Whether an event can be delivered in the moment in which it is taken."""
-        return not (self._store.durable or self._stamping.locked())
+        return self._outlet.has_room and not (self._store.durable or self._stamping.locked())
 
     def take_at_once(self, path: PublishPath, opening: str) -> Stamp:
         """Publish one event, which is delivered then. Only while at_once."""
@@ -122,6 +124,7 @@ class Intake:
             for start in range(0, len(drafts), PORTION):
                 if start:
                     await asyncio.sleep(0)
+                    await self.room()
                 portion = self._stamped(drafts[start : start + PORTION])
                 if not self._store.durable:
                     self._store.append(portion)

@@ -6,7 +6,7 @@ subscribers read who were away, or have fallen behind.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from core.cursor import Mark, Stamp
@@ -15,10 +15,23 @@ from core.idempotency import Ask, Item
 from core.recent import Line
 from core.replay import Placement, ReplayRequest
 
-Deliver = Callable[[Event], None]  # puts an event on its way to its subscribers
 PORTION = 200  # events that are stamped or delivered in one turn of the event loop
 PAGE_EVENTS = 1000
 PAGE_BYTES = 128 * 1024  # about, a page has at least one event
+
+
+class Outlet(Protocol):
+    """Where events go out: the fan-out."""
+
+    def deliver(self, event: Event) -> None:
+        """Put an event on its way to its subscribers."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room for events: who brings any waits until there is."""
+
+    async def room(self) -> None:
+        """Wait for room."""
 
 
 class Accepted(NamedTuple):
@@ -123,8 +136,8 @@ class Unstored:
     durable = False
     end = 0
 
-    def __init__(self, deliver: Deliver) -> None:
-        self._deliver = deliver
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
 
     async def start(self, now: Mark) -> Mark:
         """There is nothing to open."""
@@ -155,7 +168,7 @@ class Unstored:
     ) -> asyncio.Future[Accepted]:
         """Deliver them."""
         for event in events:
-            self._deliver(event)
+            self._outlet.deliver(event)
         return accepted(events)
 
     async def settle(self, position: int) -> None:

@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import NoReturn, Protocol
 
 from core.framing import Wire
@@ -40,6 +40,8 @@ class Subscriber:
     """A reader's end of a stream whose head has been sent.
 
     peer: who it is, for the log.
+    ping_turn: when it gets its pings, see core.fanout.
+    free: the socket's descriptor while nothing waits that must go out first; TLS has none.
     login: the user, None for somebody who did not log in.
     transport, flow, drain: the connection; drain waits while writing is paused.
     buffer_limit: bytes that may wait for this reader; for a second, four times as many.
@@ -51,7 +53,6 @@ class Subscriber:
         "_descriptor",
         "_drain",
         "_flow",
-        "_free",
         "_full",
         "_left_behind",
         "_over_since",
@@ -59,8 +60,10 @@ class Subscriber:
         "_queue",
         "_transport",
         "end_reason",
+        "free",
         "login",
         "peer",
+        "ping_turn",
         "queued_bytes",
         "rights",
         "subscription",
@@ -83,6 +86,7 @@ class Subscriber:
         self.rights = login.rights if login else NO_RIGHTS  # what they are by now
         self.subscription = subscription
         self.wire = wire
+        self.ping_turn = 0
         self.end_reason: str | None = None  # why this side ended the stream
         self._transport = transport
         self._flow = flow
@@ -101,11 +105,11 @@ class Subscriber:
         # into the transport (asyncio's TLS pauses an empty buffer at 0)
         transport.set_write_buffer_limits(high=1 if tls else 0, low=0)
         self._descriptor: int | None = None if tls else connection.fileno()  # None as well once it is closed
-        self._free: int | None = None  # the descriptor, while nothing waits that must go out first
+        self.free: int | None = None
         if flow.writing_paused:  # the stream's head has not gone out yet
             self._full.set_result(None)
         else:
-            self._free = self._descriptor
+            self.free = self._descriptor
         flow.on_lost = self._forget_descriptor
         limit_kernel_buffer(connection)
 
@@ -120,9 +124,9 @@ class Subscriber:
 
     def send(self, data: bytes | memoryview) -> None:
         """Write frames, or queue them if the socket is full."""
-        if self._free is not None:  # past the transport, which takes its time
+        if self.free is not None:  # past the transport, which takes its time
             try:
-                sent = os.write(self._free, data)
+                sent = os.write(self.free, data)
             except OSError:  # there is no room, or the transport will find the same
                 sent = 0
             if sent == len(data):
@@ -134,7 +138,7 @@ class Subscriber:
             rest = self._write(data)
             if self._flow.writing_paused:
                 self._full.set_result(None)
-                self._free = None
+                self.free = None
             if not rest:
                 return
             data = rest
@@ -145,7 +149,7 @@ class Subscriber:
 
     def _forget_descriptor(self) -> None:
         """It is closed, and soon another's."""
-        self._descriptor = self._free = None
+        self._descriptor = self.free = None
 
     def overflow(self) -> str | None:
         """Why too much waits, None while it does not. A burst is not held against one who soon catches up."""
@@ -198,7 +202,7 @@ class Subscriber:
         self._queue = None
         if self._full.done():
             self._full = asyncio.get_running_loop().create_future()
-            self._free = self._descriptor
+            self.free = self._descriptor
 
     async def gone(self) -> NoReturn:
         """Wait for the end of the connection, at which the task that serves it is cancelled."""
@@ -235,7 +239,7 @@ class Subscriber:
         clean one.
         """
         self.end_reason = reason
-        self._free = None
+        self.free = None
         if not self._full.done():
             self._close()
 
@@ -255,11 +259,33 @@ class Subscriber:
     def drop(self, reason: str) -> None:
         """End the stream at once, and free what waits for it, in the kernel too."""
         self.end_reason = reason
-        self._free = None
+        self.free = None
         self._queue = None
         self.queued_bytes = 0
         reset_on_close(self._transport.get_extra_info("socket"))
         self._transport.abort()
+
+
+def send_to_all(subscribers: Iterable[Subscriber], data: bytes) -> list[Subscriber]:
+    """send() the same frames to each of them. For whom something waits then.
+
+    Nearly all deliveries are one turn of this loop, without a call of a method for each.
+    """
+    waiting = []
+    write, size = os.write, len(data)
+    for subscriber in subscribers:
+        sent = 0
+        if (descriptor := subscriber.free) is not None:
+            try:
+                sent = write(descriptor, data)
+            except OSError:  # send() will see why
+                sent = 0
+            if sent == size:
+                continue
+        subscriber.send(memoryview(data)[sent:] if sent else data)
+        if subscriber.queued_bytes:
+            waiting.append(subscriber)
+    return waiting
 
 
 def limit_kernel_buffer(connection: socket.socket) -> None:

@@ -29,7 +29,7 @@ from core.errors import StartError
 from core.intake import Intake
 from core.login import OpenStreams, Provider
 from core.settings import ClientsConfig, Config, ServerConfig
-from core.store import Deliver, Store, Unstored
+from core.store import Outlet, Store, Unstored
 from plugins.acl import AclFile, Users
 
 if TYPE_CHECKING:
@@ -44,22 +44,19 @@ def check_directory(storage: Path) -> None:
         raise StartError(f"server.backlog.storage: {storage}: there is no directory {storage.parent}")
 
 
-def store_for(server: ServerConfig, deliver: Deliver) -> Store:
-    """The store that server.backlog asks for. Raises StartError.
-
-    deliver: puts an event on its way to the subscribers.
-    """
+def store_for(server: ServerConfig, outlet: Outlet) -> Store:
+    """The store that server.backlog asks for, which delivers to the outlet. Raises StartError."""
     if not server.backlog.size:
-        return Unstored(deliver)
+        return Unstored(outlet)
     if server.backlog.storage:
         from plugins.backlog_storage import StoredBacklog  # noqa: PLC0415 (and SQLite with it)
 
         path = Path(server.backlog.storage).resolve()
         check_directory(path)
-        return StoredBacklog(server, path, deliver)
+        return StoredBacklog(server, path, outlet)
     from plugins.backlog import Backlog  # noqa: PLC0415
 
-    return Backlog(server.backlog, deliver)
+    return Backlog(server.backlog, outlet)
 
 
 def providers_for(

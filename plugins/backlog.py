@@ -20,8 +20,8 @@ from core.store import (
     PAGE_BYTES,
     PAGE_EVENTS,
     Accepted,
-    Deliver,
     EventsGoneError,
+    Outlet,
     Page,
     Remembered,
     accepted,
@@ -52,11 +52,9 @@ class Backlog:
 
     durable = False
 
-    def __init__(
-        self, config: BacklogConfig, deliver: Deliver, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, config: BacklogConfig, outlet: Outlet, clock: Callable[[], float] = time.time) -> None:
         self._config = config
-        self._deliver = deliver
+        self._outlet = outlet
         self._clock = clock
         self._public = Kind()
         self._private = Kind()
@@ -127,7 +125,7 @@ class Backlog:
         kind.recent.add(event)
         self._bound(kind)
         self._end = event.stamp.position
-        self._deliver(event)
+        self._outlet.deliver(event)
 
     def _bound(self, kind: Kind) -> None:
         while len(kind.recent) > self._config.size:

@@ -24,7 +24,7 @@ from core.idempotency import Ask, Item
 from core.recent import Line
 from core.replay import Placement, ReplayRequest
 from core.settings import ServerConfig
-from core.store import PORTION, Accepted, Deliver, Page, Remembered, StoreError
+from core.store import PORTION, Accepted, Outlet, Page, Remembered, StoreError
 from plugins.backlog import Backlog, Kind
 from plugins.backlog_file import KINDS, BacklogFile, Write
 from plugins.backlog_import import import_old_backlog, is_old_backlog
@@ -75,9 +75,9 @@ class StoredBacklog(Backlog):
     durable = True
 
     def __init__(
-        self, server: ServerConfig, path: Path, deliver: Deliver, clock: Callable[[], float] = time.time
+        self, server: ServerConfig, path: Path, outlet: Outlet, clock: Callable[[], float] = time.time
     ) -> None:
-        super().__init__(server.backlog, deliver, clock)
+        super().__init__(server.backlog, outlet, clock)
         self._path: Final = path
         self._max_line_size = server.max_line_size
         self._file = BacklogFile(path, server.backlog.size, server.idempotency_window)
@@ -212,6 +212,7 @@ class StoredBacklog(Backlog):
                 if in_this_turn == PORTION:
                     in_this_turn = 0
                     await asyncio.sleep(0)  # subscribers take what they have got, requests have their turn
+                    await self._outlet.room()
             if not done.cancelled():
                 done.set_result(write.accepted)
 

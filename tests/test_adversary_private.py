@@ -392,7 +392,7 @@ async def test_rights_that_go_in_the_middle_of_a_replay_end_there() -> None:
     reader, reading = await asyncio.open_connection(sock=there)
     _, writing = await asyncio.open_connection(sock=here)
     fanout = Fanout(backlog=True)
-    store = Pages(fanout.deliver)
+    store = Pages(fanout)
     transport = writing.transport
     assert isinstance(transport, asyncio.Transport)
     store.reader = Subscriber("", EVERYTHING, bare, transport, Unhindered(), writing.drain, 1000)

@@ -18,6 +18,7 @@ from core.topics import parse_publish_path, parse_subscription
 
 PATHS = ["/", "/a", "/b", "/a,b", "/a/b", "/private/b"]
 EVENTS = ["/a", "/b", "/a/b", "/c", "/private/a", "/private/a/b", "/private"]
+PING = b"ping\n"
 SEGMENTS = [frozenset({"a"}), frozenset({"b"}), frozenset({"a", "b"}), EVERY_EVENT]
 
 
@@ -38,6 +39,9 @@ class Recorder:
         self.expected = b""
         self.writes = 0
         self.queued_bytes = 0
+        self.free = None  # so that all comes by send()
+        self.ping_turn = 0
+        self.pings_due: list[int] = []  # of each, the bytes of all events that it must not overtake
         self.full = False  # whether too much waits as soon as anything is sent
         self.behind_after = -1
 
@@ -55,6 +59,17 @@ class Recorder:
         self.writes += 1
         self.queued_bytes = self.full * len(data)
 
+    @property
+    def events(self) -> bytes:
+        """What it was sent, without pings, none of which may have overtaken an event."""
+        *before_pings, rest = self.sent.split(self.wire(PING))
+        place = 0
+        assert len(before_pings) <= len(self.pings_due)
+        for due, events in zip(self.pings_due, before_pings, strict=False):
+            place += len(events)
+            assert place >= due
+        return b"".join(before_pings) + rest
+
     def expect(self, event: Event) -> None:
         """Note an event, if a plain look at subscription and rights says that it is wanted."""
         wanted = any(batch <= event.path.all_topics for batch in self.subscription)
@@ -67,6 +82,12 @@ def enter(subject: Fanout, recorder: Recorder) -> None:
     """Have it written to from now on."""
     subject.add(cast(Subscriber, recorder))
     subject.join(cast(Subscriber, recorder), 0)
+
+
+def expect_ping(recorders: list[Recorder]) -> None:
+    """Note a ping."""
+    for recorder in recorders:
+        recorder.pings_due.append(len(recorder.expected))
 
 
 def an_event(stamps: Stamps, path: str, filling: int = 0) -> Event:
@@ -82,6 +103,8 @@ async def test_each_event_once_in_order_while_others_come_and_go(
 ) -> None:
     """With slices of three, rounds last several turns of the loop, and everything happens in between."""
     monkeypatch.setattr(fanout, "_SLICE", 3)
+    monkeypatch.setattr(fanout, "PING_TURNS", 2)
+    pings = 0
     dice = random.Random(seed)
     subject, stamps = Fanout(backlog=False), Stamps()
     present: list[Recorder] = []
@@ -94,8 +117,8 @@ async def test_each_event_once_in_order_while_others_come_and_go(
         elif action < 0.4 and present:
             leaving = present.pop(dice.randrange(len(present)))
             subject.remove(cast(Subscriber, leaving))
-            assert leaving.expected.startswith(leaving.sent)
-            leaving.expected = leaving.sent  # and nothing after it has left
+            assert leaving.expected.startswith(leaving.events)
+            leaving.expected = leaving.events  # and nothing after it has left
             gone.append(leaving)
         elif action < 0.8:
             event = an_event(stamps, dice.choice(EVENTS), dice.choice([0, 0, 0, 100_000]))
@@ -105,23 +128,27 @@ async def test_each_event_once_in_order_while_others_come_and_go(
         elif action < 0.85 and present:
             subject.change_rights(cast(Subscriber, dice.choice(present)), some_rights(dice))
         elif action < 0.9:
-            subject.ping(b"ping\n")
-            for recorder in present:
-                recorder.expected += recorder.wire(b"ping\n")
+            subject.ping(PING)
+            pings += 1
+            expect_ping([recorder for recorder in present if recorder.ping_turn == pings % 2])
         else:
             await asyncio.sleep(0)  # a turn of the loop
     subject.flush()
     assert len(subject) == len(present) == len(list(subject))
-    assert [recorder.sent for recorder in present + gone] == [
+    assert [recorder.events for recorder in present + gone] == [
         recorder.expected for recorder in present + gone
     ]
+    assert any(PING in recorder.sent for recorder in present + gone)
     for recorder in present:
         subject.remove(cast(Subscriber, recorder))
     assert len(subject) == 0
 
 
-async def test_who_falls_behind_after_its_rights_changed_goes_on_from_its_place() -> None:
+async def test_who_falls_behind_after_its_rights_changed_goes_on_from_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Not from the beginning of a backlog that is older than this life of the server."""
+    monkeypatch.setattr(fanout, "PING_TURNS", 1)
     subject, stamps = Fanout(backlog=True), Stamps()
     recorder = Recorder("/a", http_1_0=False)
     subject.add(cast(Subscriber, recorder))
@@ -169,8 +196,9 @@ async def test_a_crowd_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatch
     assert other.writes == 1
 
 
-async def test_who_falls_behind_goes_on_from_its_place() -> None:
+async def test_who_falls_behind_goes_on_from_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when nothing but pings has come since it joined, or pings after an event."""
+    monkeypatch.setattr(fanout, "PING_TURNS", 1)
     subject, stamps = Fanout(backlog=True), Stamps()
     recorder = Recorder("/a", http_1_0=False)
     recorder.full = True
@@ -190,14 +218,58 @@ async def test_who_falls_behind_goes_on_from_its_place() -> None:
 
 
 async def test_publishers_cannot_outrun_a_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past a number of bytes gathered they wait until all is written: memory does not grow."""
+    """Past a number of bytes gathered there is no room for more until it is written: memory does not grow."""
     monkeypatch.setattr(fanout, "_SLICE", 1)
     subject, stamps = Fanout(backlog=False), Stamps()
     crowd = [Recorder("/a", http_1_0=False) for _ in range(50)]
     for recorder in crowd:
         enter(subject, recorder)
+    had_to_wait = 0
     for n in range(1, 40):
+        had_to_wait += not subject.has_room
+        await subject.room()
         subject.deliver(an_event(stamps, "/a", filling=50_000))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # a turn, in which one of them is written to
         least = min(recorder.sent.count(b"pubsub_cursor") for recorder in crowd)
         assert n - least <= 12
+    assert had_to_wait
+
+
+async def test_an_event_for_many_channels_counts_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them gathers it, so there is room for few such events, though they are small."""
+    monkeypatch.setattr(fanout, "_GATHER_FRAMES", 100)
+    subject, stamps = Fanout(backlog=False), Stamps()
+    crowd = [Recorder(f"/a,{n}", http_1_0=False) for n in range(40)]
+    for recorder in crowd:
+        enter(subject, recorder)
+    subject.deliver(an_event(stamps, "/a"))
+    subject.deliver(an_event(stamps, "/a"))
+    assert subject.has_room
+    subject.deliver(an_event(stamps, "/a"))
+    assert not subject.has_room
+    await asyncio.wait_for(subject.room(), 10)
+    assert {recorder.sent.count(b"pubsub_cursor") for recorder in crowd} == {3}
+
+
+async def test_there_is_room_again_when_all_who_were_to_be_written_to_have_left() -> None:
+    """What was gathered for them holds nobody up."""
+    subject, stamps = Fanout(backlog=False), Stamps()
+    recorder = Recorder("/a", http_1_0=False)
+    enter(subject, recorder)
+    subject.deliver(an_event(stamps, "/a", filling=400_000))
+    assert not subject.has_room
+    subject.remove(cast(Subscriber, recorder))
+    await asyncio.wait_for(subject.room(), 10)
+
+
+async def test_pings_are_spread_over_the_interval() -> None:
+    """In each of its turns as many subscribers are sent one as in any other, and each is sent one in all."""
+    subject = Fanout(backlog=False)
+    crowd = [Recorder(f"/{n % 3}", http_1_0=False) for n in range(7 * fanout.PING_TURNS)]
+    for recorder in crowd:
+        enter(subject, recorder)
+    for turn in range(1, fanout.PING_TURNS + 1):
+        subject.ping(PING)
+        subject.flush()
+        assert sum(recorder.writes for recorder in crowd) == 7 * turn
+    assert {recorder.writes for recorder in crowd} == {1}

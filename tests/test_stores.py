@@ -75,22 +75,30 @@ class Life:
         return await self.store.place(asked, Mark(stamp.position, stamp.timestamp), private=private)
 
 
+class Delivered(list[Event]):
+    """In the place of the fan-out."""
+
+    has_room = True
+    deliver = list[Event].append
+
+    async def room(self) -> None:
+        """There is."""
+
+
 @contextlib.asynccontextmanager
 async def living(
     directory: str | None, size: int, max_age: float = 0, memory: int = 1000
 ) -> AsyncIterator[Life]:
     """A store in a file in that directory, or in memory."""
     clock = Clock()
-    delivered: list[Event] = []
+    delivered = Delivered()
     config = BacklogConfig(
         size=size, max_age=max_age, storage=f"{directory}/backlog.db" if directory else None, memory=memory
     )
     store = (
-        StoredBacklog(
-            ServerConfig(backlog=config), Path(f"{directory}/backlog.db"), delivered.append, clock.seconds
-        )
+        StoredBacklog(ServerConfig(backlog=config), Path(f"{directory}/backlog.db"), delivered, clock.seconds)
         if directory
-        else Backlog(config, delivered.append, clock.seconds)
+        else Backlog(config, delivered, clock.seconds)
     )
     life = Life(store, clock)
     life.delivered = delivered
