@@ -74,9 +74,9 @@ class Stamps:
 
 def stamp_at(position: int, timestamp: float) -> Stamp:
     """A stamp with a fresh cursor."""
-    random = _random_bits()
-    time_bits = f"{position >> 28:08x}-{position >> 12 & 0xFFFF:04x}-7{position & 0xFFF:03x}"
-    cursor = f"{time_bits}-{0x8000 | random >> 50:04x}-{random & 0xFFFF_FFFF_FFFF:012x}"
+    # one number cut up: formatting each part takes twice as long
+    digits = "%015x%016x" % (position, _random_bits() & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000)  # noqa: UP031
+    cursor = f"{digits[:8]}-{digits[8:12]}-7{digits[12:15]}-{digits[15:19]}-{digits[19:]}"
     return Stamp(position, cursor, timestamp)
 
 

@@ -7,8 +7,9 @@ cannot take, is refused here.
 
 import json
 import sys
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple, NoReturn
 
 from core.cursor import Stamp
 from core.errors import Refused
@@ -17,7 +18,9 @@ from core.topics import PublishPath
 MAX_DEPTH = 500  # lists and objects within one another; Python's own readers give up at about 990
 MAX_INTEGER_DIGITS = 4300  # what Python's json reads by default, hence what its readers can take
 RESERVED_KEYS = ("pubsub_topics", "pubsub_path", "pubsub_timestamp", "pubsub_cursor")
-_ENCODER = json.JSONEncoder(allow_nan=False)  # json.dumps() would make one each time
+_DECODER = json.JSONDecoder()
+_ENCODER = json.JSONEncoder(allow_nan=False)
+_WHITESPACE = " \t\n\r"  # RFC 8259 section 2
 _STAMP_LENGTH = len(', "pubsub_timestamp": 1588132959.6066568, "pubsub_cursor": ""}\n') + 36
 
 sys.set_int_max_str_digits(MAX_INTEGER_DIGITS)
@@ -39,8 +42,8 @@ class Event:
         """opening: the line as far as it is known without a stamp, from parse_payload."""
         self.path = path
         self.stamp = stamp
-        stamp_keys = f'"pubsub_timestamp": {stamp.timestamp!r}, "pubsub_cursor": "{stamp.cursor}"'
-        self.line = f"{opening}, {stamp_keys}}}\n".encode("ascii")
+        text = f'{opening}, "pubsub_timestamp": {stamp.timestamp!r}, "pubsub_cursor": "{stamp.cursor}"}}\n'
+        self.line = text.encode("ascii")
 
 
 def parse_payload(body: bytes, path: PublishPath, max_line_size: int) -> str:
@@ -56,11 +59,10 @@ def opening_of(payload: dict[str, Any], path: PublishPath, max_line_size: int) -
     """The same for a payload that is read already, and may be changed."""
     if "stillalive" in payload:
         raise Refused(400, 'a top-level key "stillalive" is refused: readers would take the event for a ping')
-    for key in RESERVED_KEYS:
-        payload.pop(key, None)
-    payload["pubsub_topics"] = path.topics
-    payload["pubsub_path"] = path.text
-    opening = _encode(payload)[:-1]
+    if not payload.keys().isdisjoint(RESERVED_KEYS):
+        for key in RESERVED_KEYS:
+            payload.pop(key, None)
+    opening = f"{_encode(payload)[:-1]}{', ' if payload else ''}{_keys_of(path)}"
     size = len(opening) + _STAMP_LENGTH
     if size > max_line_size:
         raise Refused(
@@ -69,6 +71,12 @@ def opening_of(payload: dict[str, Any], path: PublishPath, max_line_size: int) -
             f"the most that is sent on is {max_line_size}",
         )
     return opening
+
+
+@lru_cache(1000)  # they are the same again and again
+def _keys_of(path: PublishPath) -> str:
+    """What an event's line says of its path. Raises Refused(400) for lone surrogates, which no URL has."""
+    return _encode({"pubsub_topics": path.topics, "pubsub_path": path.text})[1:-1]
 
 
 def parse_ndjson(body: bytes, path: PublishPath, max_line_size: int) -> Iterator[str]:
@@ -98,7 +106,7 @@ def _decode(body: bytes) -> str:
 def json_object(text: str) -> dict[str, Any]:
     """The JSON object that a payload is. Raises Refused(400)."""
     try:
-        value = json.loads(text)
+        value = _json_value(text)
     except RecursionError:
         raise Refused(400, _TOO_DEEP) from None
     except json.JSONDecodeError as error:
@@ -108,9 +116,20 @@ def json_object(text: str) -> dict[str, Any]:
         raise Refused(400, f"an integer of more than {MAX_INTEGER_DIGITS} digits") from None
     if not isinstance(value, dict):
         raise Refused(400, f"the payload must be a JSON object, got {_json_kind(value)}")
-    if too_deep(value):
+    # what has so few brackets need not be looked through
+    if text.count("{") + text.count("[") > MAX_DEPTH and too_deep(value):
         raise Refused(400, _TOO_DEEP)
     return value
+
+
+def _json_value(text: str) -> Any:
+    """json.loads(), whose errors say what is wrong and where, in little more than half of its time."""
+    text_alone = text.strip(_WHITESPACE)
+    try:
+        value, end = _DECODER.raw_decode(text_alone)
+    except json.JSONDecodeError:
+        end = -1
+    return value if end == len(text_alone) else json.loads(text)
 
 
 _TOO_DEEP = f"lists and objects nested more than {MAX_DEPTH} deep"
@@ -129,10 +148,25 @@ def too_deep(value: dict[str, Any]) -> bool:
     return True
 
 
+def _not_json(value: object) -> NoReturn:
+    raise TypeError(f"no JSON value: {value!r}")
+
+
+# what JSONEncoder.encode() makes anew each time, in CPython; that takes nearly half of its time
+_make_encoder = getattr(json.encoder, "c_make_encoder", None)
+_pieces_of: Callable[[dict[str, Any], int], Iterable[str]] = (
+    _make_encoder(
+        None, _not_json, json.encoder.encode_basestring_ascii, None, ": ", ", ", False, False, False
+    )
+    if _make_encoder
+    else lambda payload, _: _ENCODER.iterencode(payload)
+)
+
+
 def _encode(payload: dict[str, Any]) -> str:
     """The payload as ASCII JSON. Raises Refused(400) for values that JSON does not know."""
     try:
-        text = _ENCODER.encode(payload)
+        text = "".join(_pieces_of(payload, 0))
     except ValueError:
         raise Refused(400, "NaN, Infinity and numbers beyond the range of a double are not JSON") from None
     if "\\ud" in text and _has_lone_surrogate(payload):
