@@ -437,12 +437,17 @@ class Server:
             # shielded: a publisher who hangs up undoes nothing, and may ask again meanwhile
             return self._accepted(request, path, await asyncio.shield(taken.answer), replayed=taken.replayed)
         finally:
-            self._publishing -= 1
-            if self._stop.is_set() and not self._publishing:
-                self._no_publishing.set()
+            self._published()
 
-    def answer_at_once(self, peer: str | None, message: RawRequestMessage, body: bytes) -> bytes | None:
-        """_publish() for a plain publish (core.quick) that may be taken, and with nothing to wait for."""
+    def _published(self, _: object = None) -> None:
+        self._publishing -= 1
+        if self._stop.is_set() and not self._publishing:
+            self._no_publishing.set()
+
+    def publish_at_once(
+        self, peer: str | None, message: RawRequestMessage, body: bytes
+    ) -> asyncio.Future[Accepted] | None:
+        """_publish() for a plain publish (core.quick) that may be taken, with nothing to wait for before."""
         if not body or self._stop.is_set() or not self._intake.at_once or not self._publishers.hold(peer):
             return None
         config = self.config.server
@@ -454,13 +459,19 @@ class Server:
         except Refused:
             return None
         self._requests += not path.private
-        stamp = self._intake.take_at_once(path, opening)
-        return accepted_answer(
-            SERVER,
+        taken = self._intake.take_at_once(path, opening)
+        if not taken.done():
+            self._publishing += 1
+            taken.add_done_callback(self._published)
+        return taken
+
+    def accepted_answer(self, accepted: Accepted) -> bytes:
+        """The answer to a plain publish."""
+        fields = (
             f"X-Subscribers: {len(self._fanout)}\r\nX-Requests: {self._requests}\r\n"
-            f"X-Cursor: {stamp.cursor}\r\n",
-            vary=bool(config.cors_origins),
+            f"X-Cursor: {accepted.last.cursor}\r\n"
         )
+        return accepted_answer(SERVER, fields, vary=bool(self.config.server.cors_origins))
 
     async def _authorize(self, request: web.BaseRequest, path: PublishPath) -> tuple[str, Login | None]:
         """The name of the user or address that publishes, and its login. Raises Refused if it may not."""

@@ -25,6 +25,7 @@ from core.connections import Connections, Place, most_connections
 from core.errors import Refused, StartError
 from core.quick import MAX_SIZE, is_plain_publish
 from core.settings import ServerConfig
+from core.store import Accepted
 from core.stream import Stream
 
 log = logging.getLogger("pypubsub")
@@ -52,8 +53,16 @@ class Answers(Protocol):
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request."""
 
-    def answer_at_once(self, peer: str | None, message: RawRequestMessage, body: bytes) -> bytes | None:
-        """Take a plain publish (core.quick), and answer it. None: nothing is done, it is for handle()."""
+    def publish_at_once(
+        self, peer: str | None, message: RawRequestMessage, body: bytes
+    ) -> asyncio.Future[Accepted] | None:
+        """Take a plain publish (core.quick). None: nothing is done, it is for handle().
+
+        The future may raise Refused: nothing is published then, and handle() may try it again.
+        """
+
+    def accepted_answer(self, accepted: Accepted) -> bytes:
+        """The answer to such a publish."""
 
     def refuse_malformed(self, request: web.BaseRequest, refused: Refused) -> web.StreamResponse:
         """Answer what never became a request for handle()."""
@@ -65,7 +74,7 @@ class Answers(Protocol):
 class Connection(web.RequestHandler):
     """A connection of aiohttp's that is counted, knows its peer, and deals with malformed heads our way."""
 
-    __slots__ = ("given_up", "handed_over", "head_size", "head_timer", "http", "peer", "place")
+    __slots__ = ("given_up", "handed_over", "head_size", "head_timer", "http", "peer", "place", "taking")
 
     def __init__(self, http: "HttpServer", **settings: Any) -> None:
         super().__init__(http, **settings)
@@ -76,6 +85,7 @@ class Connection(web.RequestHandler):
         self.head_size = 0  # bytes of an incomplete head that have come
         self.given_up: Refused | None = None  # what is wrong with a head: what comes after it is dropped
         self.handed_over = False
+        self.taking = False  # whether a plain publish has been taken and is to be answered
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
@@ -99,18 +109,18 @@ class Connection(web.RequestHandler):
             return
         count = self._request_count
         waiter, self._waiter = self._waiter, None  # lest aiohttp wakes the task that answers
-        idle = waiter is not None and not waiter.done()
-        at_once = False
+        idle = waiter is not None and not waiter.done() and not self.taking
+        taken = False
         try:
             super().data_received(data)
             if idle and self._request_count != count:
-                at_once = self._answer_at_once(len(data))
+                taken = self._publish_at_once(len(data))
         finally:
             self._waiter = waiter
         if self._request_count != count:
             self._expect_no_head()
-            if waiter is not None and idle and not at_once:
-                waiter.set_result(None)
+            if idle and not taken:
+                self._wake()
         elif idle:
             # no request is being answered, so it is a part of the next one's head
             if self.head_timer is None:
@@ -119,19 +129,19 @@ class Connection(web.RequestHandler):
             if self.head_size > 2 * MAX_HEAD:  # with the target, and what is between the fields
                 self._give_up(head_too_large())
 
-    def _answer_at_once(self, size: int) -> bool:
-        """Answer the one request that has come, of so many bytes, if it is a plain publish (core.quick).
+    def _wake(self) -> None:
+        """Have aiohttp's task handle the requests that wait."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
-        Not the first of a connection: with its answer aiohttp begins to watch for idleness.
-        """
+    def _publish_at_once(self, size: int) -> bool:
+        """Take the one request that has come, of so many bytes, if it is a plain publish (core.quick)."""
         if (
             len(self._messages) != 1
             or size > MAX_SIZE
-            or self._keepalive_handle is None
             or self._logging_enabled
             or self.writing_paused
             or self.place != "admitted"
-            or self.transport is None
             or self._parser is None
         ):
             return False
@@ -139,18 +149,53 @@ class Connection(web.RequestHandler):
         if not (isinstance(message, RawRequestMessage) and payload.is_eof() and is_plain_publish(message)):
             return False
         body = payload.read_nowait()
-        answer = self.http.answers.answer_at_once(self.peer, message, body)
-        if answer is None:
-            again = StreamReader(self, MAX_SIZE, loop=self._loop)
-            again.feed_data(body)
-            again.feed_eof()
-            self._messages[0] = message, again
+        taken = self.http.answers.publish_at_once(self.peer, message, body)
+        if taken is None:
+            self._put_back(body)
             return False
-        self._messages.clear()
-        self._parser.message_consumed()
-        self.transport.write(answer)
-        self._next_keepalive_close_time = self._loop.time() + IDLE_TIMEOUT
+        self.taking = True
+        if taken.done():
+            self._answer_taken(body, taken)
+        else:
+            taken.add_done_callback(partial(self._answer_taken, body))
         return True
+
+    def _answer_taken(self, body: bytes, taken: asyncio.Future[Accepted]) -> None:
+        """Answer the request that was taken. If it is refused, it goes the long way, which can say so."""
+        self.taking = False
+        failed = taken.cancelled() or taken.exception() is not None
+        if self.transport is None or self._parser is None:
+            return  # the publisher has hung up
+        if failed:
+            self._put_back(body)
+        else:
+            self._messages.popleft()
+            self._parser.message_consumed()
+            self.transport.write(self.http.answers.accepted_answer(taken.result()))
+            self._watch_idleness()
+        if self._messages:
+            self._wake()
+
+    def _put_back(self, body: bytes) -> None:
+        """Let aiohttp read a body that was read before."""
+        payload = StreamReader(self, MAX_SIZE, loop=self._loop)
+        payload.feed_data(body)
+        payload.feed_eof()
+        self._messages[0] = self._messages[0][0], payload
+
+    def _watch_idleness(self) -> None:
+        """Do what aiohttp does after an answer."""
+        self._keepalive = True
+        self._next_keepalive_close_time = self._loop.time() + IDLE_TIMEOUT
+        if self._keepalive_handle is None:
+            close_time = self._next_keepalive_close_time
+            self._keepalive_handle = self._loop.call_at(close_time, self._process_keepalive)
+
+    def _process_keepalive(self) -> None:
+        """Close an idle connection: one whose publish is being stored is not idle."""
+        if self.taking:
+            self._next_keepalive_close_time = self._loop.time() + IDLE_TIMEOUT
+        super()._process_keepalive()
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """There is room for more of a body: aiohttp says so after every read, paused or not."""

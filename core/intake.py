@@ -52,14 +52,12 @@ class Intake:
 
     @property
     def at_once(self) -> bool:
-        """Whether an event can be delivered in the moment in which it is taken."""
-        return self._outlet.has_room and not (self._store.durable or self._stamping.locked())
+        """Whether an event can be handed to the store in the moment in which it is brought."""
+        return self._outlet.has_room and not self._stamping.locked()
 
-    def take_at_once(self, path: PublishPath, opening: str) -> Stamp:
-        """Publish one event, which is delivered then. Only while at_once."""
-        event = Event(path, opening, self._stamps.next())
-        self._store.append((event,))
-        return event.stamp
+    def take_at_once(self, path: PublishPath, opening: str) -> asyncio.Future[Accepted]:
+        """Publish one event. Only while at_once. The future may raise Refused."""
+        return self._store.append((Event(path, opening, self._stamps.next()),))
 
     def take(self, path: PublishPath, openings: Sequence[str], ask: Ask | None) -> Taken:
         """Publish events, at least one, unless it was done before. Raises Refused(422).

@@ -1,7 +1,9 @@
 """Publishes that are answered where they are read (core.quick): as all others are."""
 
 import asyncio
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,23 +43,66 @@ async def answer(reader: asyncio.StreamReader) -> tuple[list[bytes], bytes]:
     return sorted(line for line in lines if not line.startswith(CHANGING)), body
 
 
-@pytest.mark.parametrize("settings", [{}, {"cors_origins": ["http://localhost"]}], ids=["", "CORS"])
-async def test_a_second_request_is_answered_as_the_first(
-    start_daemon: StartDaemon, settings: dict[str, Any]
+@pytest.mark.parametrize("where", ["nowhere", "in memory", "in a file", "nowhere, with CORS"])
+async def test_a_quick_answer_is_that_of_the_long_way(
+    start_daemon: StartDaemon, tmp_path: Path, where: str
 ) -> None:
-    """The first of a connection never is a quick one; in one piece or two, after quick ones and before."""
+    """The first of a connection and others, in one piece or two, several at once, after others and before."""
+    storage = str(tmp_path / "backlog") if where == "in a file" else None
+    settings: dict[str, Any] = {"backlog": {"size": 0 if "nowhere" in where else 100, "storage": storage}}
+    if "CORS" in where:
+        settings["cors_origins"] = ["http://localhost"]
     daemon = start_daemon({"server": settings, "clients": {"payloaders": ["127.0.0.1/32"]}})
     for name, (path, fields, body) in REQUESTS.items():
-        sent = request(path, fields, body)
+        sent, long_way = (request(path, extra + fields, body) for extra in ("", "X-Long-Way: 1\r\n"))
         reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
         writer.write(sent)
         first = await answer(reader)
+        writer.write(long_way)
+        assert await answer(reader) == first, name
         for _ in range(3):
             writer.write(sent)
             assert await answer(reader) == first, name
         for cut in (1, 20, len(sent) - 1):  # which the daemon reads in one piece or in two
             writer.write(sent[:cut])
             await writer.drain()
-            writer.write(sent[cut:] + 2 * sent)
-            assert [await answer(reader) for _ in range(3)] == 3 * [first], name
+            writer.write(sent[cut:] + sent + long_way + 2 * sent)
+            assert [await answer(reader) for _ in range(5)] == 5 * [first], name
         writer.close()
+
+
+async def test_quick_publishes_are_in_order_and_each_once(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    """Sent without a wait for the answers, on several connections; a backlog in a file has them."""
+    daemon = start_daemon(
+        {
+            "server": {"backlog": {"size": 10_000, "storage": str(tmp_path / "backlog")}},
+            "clients": {"payloaders": ["127.0.0.1/32"]},
+        }
+    )
+    publishers = [await asyncio.open_connection("127.0.0.1", daemon.port) for _ in range(8)]
+
+    async def publish(number: int) -> list[bytes]:
+        reader, writer = publishers[number]
+        for n in range(100):
+            writer.write(request(f"/{number}", "", b'{"n": %d}' % n))
+            if not n % 7:
+                await writer.drain()
+        return [await cursor(reader) for _ in range(100)]
+
+    cursors = await asyncio.gather(*(publish(number) for number in range(8)))
+    async with daemon.subscriber("/", {"X-Fetch-Since": "-1"}) as stream:
+        events = [await stream.event() for _ in range(800)]
+    for number, (_, writer) in enumerate(publishers):
+        own = [event for event in events if event["pubsub_path"] == f"/{number}"]
+        assert [event["n"] for event in own] == list(range(100))
+        assert [event["pubsub_cursor"].encode() for event in own] == cursors[number]
+        writer.close()
+
+
+async def cursor(reader: asyncio.StreamReader) -> bytes:
+    """That of the next answer."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert await reader.readexactly(9) == b"accepted\n"
+    (value,) = re.findall(rb"X-Cursor: (.*)\r", head)
+    assert isinstance(value, bytes)
+    return value
