@@ -262,6 +262,23 @@ async def test_there_is_room_again_when_all_who_were_to_be_written_to_have_left(
     await asyncio.wait_for(subject.room(), 10)
 
 
+async def test_a_ping_comes_behind_the_events_also_to_who_has_just_joined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who gets none of the events that were gathered before gets the ping alone."""
+    monkeypatch.setattr(fanout, "PING_TURNS", 1)
+    subject = Fanout(backlog=False)
+    event = an_event(Stamps(), "/a")
+    here, newcomer = Recorder("/a", http_1_0=False), Recorder("/a", http_1_0=False)
+    enter(subject, here)
+    subject.deliver(event)
+    enter(subject, newcomer)
+    subject.ping(PING)
+    subject.flush()
+    assert here.sent == chunked(event.line) + chunked(PING)
+    assert newcomer.sent == chunked(PING)
+
+
 async def test_pings_are_spread_over_the_interval() -> None:
     """In each of its turns as many subscribers are sent one as in any other, and each is sent one in all."""
     subject = Fanout(backlog=False)

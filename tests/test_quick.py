@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from daemon import Daemon
+from storage import locked
 
 StartDaemon = Callable[..., Daemon]
 
@@ -97,6 +98,30 @@ async def test_quick_publishes_are_in_order_and_each_once(start_daemon: StartDae
         assert [event["n"] for event in own] == list(range(100))
         assert [event["pubsub_cursor"].encode() for event in own] == cursors[number]
         writer.close()
+
+
+async def test_a_request_behind_one_that_is_being_stored_waits_for_it(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """It is answered then, and so is the one before it, which is published once."""
+    storage = tmp_path / "backlog"
+    daemon = start_daemon(
+        {
+            "server": {"backlog": {"size": 100, "storage": str(storage)}},
+            "clients": {"payloaders": ["127.0.0.1/32"]},
+        }
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+    with locked(daemon, storage):
+        for n in range(3):
+            writer.write(request("/a", "", b'{"n": %d}' % n))
+            await daemon.request("HEAD", "/")  # what was sent before has been read by then
+    cursors = [await cursor(reader) for _ in range(3)]
+    async with daemon.subscriber("/", {"X-Fetch-Since": "-1"}) as stream:
+        events = [await stream.event() for _ in range(3)]
+        assert "stillalive" in await stream.object()
+    assert [(event["n"], event["pubsub_cursor"].encode()) for event in events] == list(enumerate(cursors))
+    writer.close()
 
 
 async def cursor(reader: asyncio.StreamReader) -> bytes:
