@@ -39,7 +39,7 @@ from core.cursor import Mark
 from core.errors import RETRY_AFTER, ConfigError, Refused, StartError
 from core.event import parse_ndjson, parse_payload
 from core.fanout import PING_TURNS, Fanout
-from core.following import Follower, Surroundings
+from core.following import Follower, Surroundings, shared_parts
 from core.framing import wire_form
 from core.http import (
     MAX_HEAD,
@@ -98,7 +98,12 @@ class Server:
         self._queues = queues_for(config, self._intake)
         self._reading: list[asyncio.Task[None]] = []  # the queues
         self._surroundings = Surroundings(
-            self._fanout, self._store, asyncio.Lock(), ping_line, config.server.ping_interval
+            self._fanout,
+            self._store,
+            asyncio.Lock(),
+            ping_line,
+            config.server.ping_interval,
+            shared_parts(),
         )
         self._providers = providers_for(config.clients, acl_path, users, self)
         self._authentication = Authentication(

@@ -35,7 +35,7 @@ PING_TURNS = 10  # in a ping interval, each for some of the subscribers
 Key = tuple[Subscription, frozenset[Segment], Wire]
 
 
-def _key(subscriber: Subscriber) -> Key:
+def key_of(subscriber: Subscriber) -> Key:
     """Subscribers for whom this is equal get the same bytes."""
     return subscriber.subscription, subscriber.rights.sees, subscriber.wire
 
@@ -225,7 +225,7 @@ class Fanout:
         self._join(subscriber)
 
     def _join(self, subscriber: Subscriber) -> None:
-        key = _key(subscriber)
+        key = key_of(subscriber)
         channel = self._channels.get(key)
         if channel is None:
             channel = self._channels[key] = Channel(subscriber)
@@ -245,7 +245,7 @@ class Fanout:
             self._leave(subscriber)
 
     def _leave(self, subscriber: Subscriber) -> None:
-        key = _key(subscriber)
+        key = key_of(subscriber)
         channel = self._channels[key]
         channel.remove(subscriber)
         self._live -= 1
@@ -259,7 +259,7 @@ class Fanout:
         """From now on the subscriber sees what these rights allow."""
         reduced = not rights.see_all_of(subscriber.rights)
         if subscriber not in self._reading:
-            self._flush(self._channels[_key(subscriber)])  # which may make it fall behind
+            self._flush(self._channels[key_of(subscriber)])  # which may make it fall behind
         if subscriber in self._reading:
             subscriber.rights = rights
         else:
@@ -307,7 +307,7 @@ class Fanout:
         self._ping_turn = (self._ping_turn + 1) % PING_TURNS
         frames: dict[Wire, bytes] = {}
         for subscriber in self._pinged[self._ping_turn]:
-            channel = self._channels[_key(subscriber)]
+            channel = self._channels[key_of(subscriber)]
             if channel.wire not in frames:
                 frames[channel.wire] = channel.wire(line)
             channel.ping(subscriber, frames[channel.wire])

@@ -1,7 +1,8 @@
 """A subscriber's way from its place in the backlog to the live events, and back whenever it falls behind.
 
 The backlog is read page by page, each once the reader has taken the one before, so a slow reader costs no
-memory and nobody waits for it. The reader has caught up when its place is the last event delivered: in that
+memory and nobody waits for it. Who stands at the same place and asks for the same gets the same bytes, which
+are made once. The reader has caught up when its place is the last event delivered: in that
 same turn of the event loop it joins the fan-out, so that each event comes once.
 """
 
@@ -10,13 +11,32 @@ import math
 from collections.abc import Callable, Coroutine
 from typing import NamedTuple, NoReturn
 
-from core.fanout import Fanout
+from core.expiring import Expiring
+from core.fanout import Fanout, Key, key_of
 from core.replay import Placement
+from core.rights import Rights
 from core.store import EventsGoneError, Page, Store, StoreError
 from core.subscriber import Subscriber
 from core.topics import publish_path
 
 _MOST_PATHS = 1000  # of which it is remembered whether the subscriber wants them
+_SHARED_SECONDS = 1.0  # that the bytes of a page are kept for others
+_SHARED_PAGES = 16
+
+
+class Part(NamedTuple):
+    """What a subscriber is sent of a page."""
+
+    end: int  # position up to which it goes
+    data: bytes
+
+
+Parts = Expiring[tuple[int, Key], Part]  # by the position after which they begin, and whom they are for
+
+
+def shared_parts() -> Parts:
+    """None yet."""
+    return Expiring(_SHARED_SECONDS, _SHARED_PAGES)
 
 
 class Surroundings(NamedTuple):
@@ -27,6 +47,7 @@ class Surroundings(NamedTuple):
     turn: asyncio.Lock  # to send a page: one in a turn of the loop, however many subscribers read the backlog
     ping_line: Callable[[], bytes]  # makes a ping
     ping_interval: float  # seconds
+    parts: Parts
 
 
 class Follower:
@@ -100,15 +121,36 @@ class Follower:
         return end
 
     async def _read_and_send(self, position: int) -> int:
+        part = self._shared(position)
+        page = None if part else await self._read(position)
+        async with self._surroundings.turn:
+            # looked for again: others may have made it meanwhile, or its rights may have changed
+            part = self._shared(position) or self._make(position, page or await self._read(position))
+            if part.data:
+                self._subscriber.send(part.data)
+            await asyncio.sleep(0)  # live events have their turn
+        return part.end
+
+    async def _read(self, position: int) -> tuple[Page, Rights]:
+        """What comes next, and the rights it was read with."""
+        rights = self._subscriber.rights
         try:
-            page = await self._surroundings.store.read(position, private=bool(self._subscriber.rights.sees))
+            return await self._surroundings.store.read(position, private=bool(rights.sees)), rights
         except StoreError as error:
             await self._give_up(error)
-        async with self._surroundings.turn:
-            if frames := self._frames(page):
-                self._subscriber.send(b"".join(frames))
-            await asyncio.sleep(0)  # live events have their turn
-        return page.end
+
+    def _shared(self, position: int) -> Part | None:
+        """What comes next, if it was made for another one, and no ping is due in the midst of it."""
+        part = self._surroundings.parts.get((position, key_of(self._subscriber)))
+        return part if part and part.end <= self._replay_end else None
+
+    def _make(self, position: int, read: tuple[Page, Rights]) -> Part:
+        page, rights = read
+        alike = page.end <= self._replay_end and rights is self._subscriber.rights
+        part = Part(page.end, b"".join(self._frames(page)))
+        if alike:
+            self._surroundings.parts.put((position, key_of(self._subscriber)), part)
+        return part
 
     def _frames(self, page: Page) -> list[bytes]:
         if len(self._sees) > _MOST_PATHS or self._sees_by is not self._subscriber.rights:

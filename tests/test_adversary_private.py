@@ -15,7 +15,7 @@ import pytest
 
 from attack import LISTED, authorization, credentials, fresh_address, publish, request, send
 from core.fanout import Fanout
-from core.following import Follower, Surroundings
+from core.following import Follower, Surroundings, shared_parts
 from core.framing import bare
 from core.recent import Line
 from core.replay import Placement
@@ -398,7 +398,8 @@ async def test_rights_that_go_in_the_middle_of_a_replay_end_there() -> None:
     store.reader = Subscriber("", EVERYTHING, bare, transport, Unhindered(), writing.drain, 1000)
     store.reader.rights = Rights(frozenset({EVERY_EVENT}))
     fanout.add(store.reader)
-    follower = Follower(store.reader, 3, Surroundings(fanout, store, asyncio.Lock(), lambda: b"ping\n", 60.0))
+    surroundings = Surroundings(fanout, store, asyncio.Lock(), lambda: b"ping\n", 60.0, shared_parts())
+    follower = Follower(store.reader, 3, surroundings)
     following = asyncio.create_task(follower.follow(Placement(0, "complete")))
     assert [await reader.readline() for _ in range(2)] == [b'{"n": 1}\n', b"ping\n"]
     following.cancel()

@@ -1,0 +1,142 @@
+"""Many who read the backlog at once: what they have in common is made once, and nobody gets another's."""
+
+import asyncio
+import contextlib
+import random
+import socket
+from collections.abc import AsyncIterator, Callable
+
+from core.fanout import Fanout
+from core.following import Follower, Surroundings, shared_parts
+from core.framing import Wire, bare, chunked
+from core.recent import Line
+from core.replay import Placement
+from core.rights import EVERY_EVENT, NO_RIGHTS, Rights, is_for
+from core.store import Page, Unstored
+from core.stream import Stream
+from core.subscriber import Subscriber
+from core.topics import Subscription, parse_subscription, publish_path
+
+PATHS = ["/a", "/b", "/a/b", "/private/a", "/private/b/c"]
+EVENTS = 100
+PER_PAGE = 10
+PING = b"ping\n"
+
+
+class Pages(Unstored):
+    """A backlog of events at the positions 1, 2, 3, ..., which is asked for in another turn of the loop."""
+
+    end = EVENTS
+
+    def __init__(self, fanout: Fanout) -> None:
+        super().__init__(fanout)
+        self.lines = [Line(n, PATHS[n % len(PATHS)], b'{"n": %d}\n' % n) for n in range(1, EVENTS + 1)]
+        self.reading: Callable[[], None] | None = None  # called once, while somebody waits for a page
+
+    async def read(self, after: int, *, private: bool) -> Page:
+        """What comes next."""
+        await asyncio.sleep(0)
+        if self.reading:
+            self.reading()
+            self.reading = None
+        lines = self.lines[after : after + PER_PAGE]
+        return Page(lines[-1].position, [line for line in lines if private or "private" not in line.path])
+
+    def stream(self, subscription: Subscription, rights: Rights, wire: Wire, head: int) -> bytes:
+        """What somebody is to get of it, with a ping where the replay ends."""
+        wanted = [line for line in self.lines if is_for(publish_path(line.path), subscription, rights)]
+        replay, live = (
+            [wire(line.line) for line in wanted if (line.position > head) is live] for live in (False, True)
+        )
+        return b"".join([*replay, wire(PING), *live])
+
+
+class Crowd:
+    """Followers of one backlog."""
+
+    def __init__(self) -> None:
+        self.fanout = Fanout(backlog=True)
+        self.store = Pages(self.fanout)
+        self._surroundings = Surroundings(
+            self.fanout, self.store, asyncio.Lock(), lambda: PING, 60.0, shared_parts()
+        )
+        self._streams: list[tuple[Stream, asyncio.StreamWriter]] = []
+
+    async def follow(
+        self, subscription: Subscription, rights: Rights, wire: Wire, head: int = EVENTS
+    ) -> tuple[Subscriber, asyncio.StreamReader]:
+        """Another one, who reads all of it, and what it gets. Its replay ends at the head of its stream."""
+        here, there = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=there, limit=2**20)
+        stream = Stream(writing_paused=False, left=lambda: None)
+        here.setblocking(False)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_accepted_socket(lambda: stream, here)
+        subscriber = Subscriber("", subscription, wire, transport, stream, stream.drain, 2**20)
+        subscriber.rights = rights
+        self.fanout.add(subscriber)
+        follower = Follower(subscriber, head, self._surroundings)
+        stream.serve(follower.begin(Placement(0, "complete")))
+        self._streams.append((stream, writer))
+        return subscriber, reader
+
+    def close(self) -> None:
+        """Have all of them leave."""
+        for stream, writer in self._streams:
+            stream.connection_lost(None)
+            writer.close()
+
+
+@contextlib.asynccontextmanager
+async def crowd() -> AsyncIterator[Crowd]:
+    """Followers, as long as they are needed."""
+    here = Crowd()
+    try:
+        yield here
+    finally:
+        here.close()
+
+
+async def test_a_crowd_has_each_page_made_once() -> None:
+    """Though all of them come at the same moment."""
+    made = 0
+
+    def wire(line: bytes) -> bytes:
+        nonlocal made
+        made += line != PING
+        return line
+
+    subscription, rights = parse_subscription("/a"), Rights(frozenset({EVERY_EVENT}))
+    async with crowd() as here:
+        readers = [await here.follow(subscription, rights, wire) for _ in range(50)]
+        streams = [await reader.readuntil(PING) for _, reader in readers]
+    assert set(streams) == {here.store.stream(subscription, rights, bare, EVENTS)}
+    assert made == streams[0].count(b"\n") - 1
+
+
+async def test_everybody_gets_their_own() -> None:
+    """Whatever others ask for at the same moment, in whatever form, with whatever rights."""
+    dice = random.Random(7)
+    rights = [NO_RIGHTS, *(Rights(frozenset({frozenset(topics)})) for topics in ("a", "b", "bc", ""))]
+    async with crowd() as here:
+        followers = []
+        for _ in range(60):
+            subscription = parse_subscription(dice.choice(["/", "/a", "/b", "/a,b", "/private"]))
+            wire, may_see = dice.choice([bare, chunked]), dice.choice(rights)
+            head = dice.choice([EVENTS, EVENTS, PER_PAGE, 35])
+            _, reader = await here.follow(subscription, may_see, wire, head)
+            followers.append((reader, here.store.stream(subscription, may_see, wire, head)))
+        for reader, expected_bytes in followers:
+            assert await reader.readexactly(len(expected_bytes)) == expected_bytes
+
+
+async def test_rights_that_come_while_a_page_is_read_are_not_taken_for_those_it_was_read_with() -> None:
+    """It lacks private events, which another one with these rights gets."""
+    all_rights = Rights(frozenset({EVERY_EVENT}))
+    subscription = parse_subscription("/")
+    async with crowd() as here:
+        first, _ = await here.follow(subscription, NO_RIGHTS, bare)
+        here.store.reading = lambda: setattr(first, "rights", all_rights)
+        _, reader = await here.follow(subscription, all_rights, bare)
+        expected = here.store.stream(subscription, all_rights, bare, EVENTS)
+        assert await reader.readexactly(len(expected)) == expected
