@@ -6,6 +6,7 @@ Publisher p of P publishes the events p, p + P, p + 2 P, ... An event tells its 
 import re
 import selectors
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,13 @@ Request = Callable[[int], bytes]  # from the number of an event
 
 class WrongError(Exception):
     """A subscriber missed an event, or got one twice or out of order."""
+
+
+class Tls(NamedTuple):
+    """How subscribers connect, if not in the clear."""
+
+    port: int
+    context: ssl.SSLContext
 
 
 class Round(NamedTuple):
@@ -79,6 +87,8 @@ class _Subscriber:
         """Take what has come. How many events that was; of each, how long it was on its way."""
         try:
             received = self.connection.recv(1 << 18)
+            while isinstance(self.connection, ssl.SSLSocket) and self.connection.pending():
+                received += self.connection.recv(1 << 18)
         except ConnectionResetError:
             received = b""
         now = time.monotonic_ns()
@@ -102,6 +112,7 @@ class _Subscriber:
 class Clients:
     """The subscribers and publishers of a server. request: what is sent to publish the event of a number.
 
+    headers: of each subscriber's request; tls: the port for them, and what they believe.
     in_turn: an event is for one subscriber, the next in turn; otherwise each event is for all.
     """
 
@@ -112,13 +123,15 @@ class Clients:
         *,
         publishers: int = 1,
         paths: Sequence[str] = (),
+        headers: Sequence[str] = (),
+        tls: Tls | None = None,
         in_turn: bool = False,
     ) -> None:
         self._server = server
         self._request = request
         self._selector = selectors.DefaultSelector()
         self._in_turn = in_turn
-        streams = open_streams(server.port, paths)
+        streams = open_streams(server.port, paths, headers, tls)
         self._subscribers = [
             _Subscriber(
                 stream,
@@ -209,10 +222,14 @@ def clients(
     *,
     publishers: int = 1,
     paths: Sequence[str] = (),
+    headers: Sequence[str] = (),
+    tls: Tls | None = None,
     in_turn: bool = False,
 ) -> Iterator[Clients]:
     """Clients, as long as they are needed."""
-    connected = Clients(server, request, publishers=publishers, paths=paths, in_turn=in_turn)
+    connected = Clients(
+        server, request, publishers=publishers, paths=paths, headers=headers, tls=tls, in_turn=in_turn
+    )
     try:
         yield connected
         connected.check_rest()
@@ -220,23 +237,32 @@ def clients(
         connected.close()
 
 
-def open_streams(port: int, paths: Sequence[str]) -> list[socket.socket]:
+def open_streams(
+    port: int, paths: Sequence[str], headers: Sequence[str] = (), tls: Tls | None = None
+) -> list[socket.socket]:
     """Streams that have begun, one for each path."""
-    streams = []
-    for first in range(0, len(paths), _AT_ONCE):
-        some = [open_stream(port, path=path) for path in paths[first : first + _AT_ONCE]]
+    streams: list[socket.socket] = []
+    asked = list(zip(paths, headers or [""] * len(paths), strict=True))
+    for first in range(0, len(asked), _AT_ONCE):
+        some = [
+            open_stream(port, header, path=path, tls=tls) for path, header in asked[first : first + _AT_ONCE]
+        ]
         for stream in some:
             wait_for_beginning(stream)
         streams += some
     return streams
 
 
-def open_stream(port: int, header: str = "", *, path: str = "/bench", stalled: bool = False) -> socket.socket:
+def open_stream(
+    port: int, header: str = "", *, path: str = "/bench", stalled: bool = False, tls: Tls | None = None
+) -> socket.socket:
     """A stream that has been asked for."""
     stream = socket.socket()
     if stalled:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    stream.connect(("127.0.0.1", port))
+    stream.connect(("127.0.0.1", tls.port if tls else port))
+    if tls:
+        stream = tls.context.wrap_socket(stream, server_hostname="localhost")
     stream.sendall(f"GET {path} HTTP/1.1\r\nHost: bench\r\n{header}\r\n".encode())
     return stream
 

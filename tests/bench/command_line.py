@@ -20,12 +20,13 @@ from bench.durable import durable
 from bench.fanout import bursts, one_at_a_time
 from bench.figures import Figures, line
 from bench.idle import idle
-from bench.match import match
+from bench.match import match, rights
 from bench.publish import batches, publish
 from bench.replay import replay
 from bench.results import comparison, machine, read, write
 from bench.servers import CPUS, DISK
 from bench.stalled import stalled
+from bench.tls import over_tls
 
 Settings = Mapping[str, float]
 
@@ -71,6 +72,16 @@ DEFAULT = {
         match,
         {"fewest": 500, "connections": 5000, "events": 250, "rounds": 5, "size": 200},
         {"fewest": 20, "connections": 100, "events": 50, "rounds": 1},
+    ),
+    "rights": Measurement(
+        rights,
+        {"fewest": 100, "events": 250, "rounds": 5, "size": 200},
+        {"fewest": 5, "events": 50, "rounds": 1},
+    ),
+    "tls": Measurement(
+        over_tls,
+        {"subscribers": 200, "events": 10, "rounds": 5, "size": 200},
+        {"subscribers": 20, "events": 2, "rounds": 1},
     ),
     "idle": Measurement(
         idle,

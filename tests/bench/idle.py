@@ -1,4 +1,4 @@
-"""What subscribers cost who get pings only."""
+"""What subscribers cost who come, and get pings only."""
 
 import socket
 import time
@@ -10,10 +10,11 @@ from bench.servers import Server, bare, cpu_seconds, resident_kib, running
 
 class _Crowd:
     def __init__(self, server: Server, subscribers: int) -> None:
-        before = resident_kib(server)
+        before, cpu_before = resident_kib(server), cpu_seconds(server)
         self._server = server
         self._streams = open_streams(server.port, ["/bench"] * subscribers)
         self.kib_each = (resident_kib(server) - before) / subscribers
+        self.cpu_us_to_join = 1e6 * (cpu_seconds(server) - cpu_before) / subscribers
         self._cpu_before = 0.0
 
     def begin(self) -> None:
@@ -44,7 +45,7 @@ class _Crowd:
 
 
 def idle(subscribers: int, ping: float, seconds: float, rounds: int) -> Figures:
-    """Memory and CPU time of subscribers who get pings only; --ping: every so many seconds."""
+    """Subscribers who come, and then get pings only; --ping: every so many seconds."""
     with running(ping_interval=ping) as daemon, bare("each", ping) as reference:
         crowds = [_Crowd(server, subscribers) for server in (daemon, reference)]
         pings: list[list[float]] = [[], []]
@@ -62,6 +63,7 @@ def idle(subscribers: int, ping: float, seconds: float, rounds: int) -> Figures:
         for crowd in crowds:
             crowd.close()
     return {
+        "cpu_us_to_join": figure([ours.cpu_us_to_join], [theirs.cpu_us_to_join]),
         "memory_kib_per_subscriber": figure([ours.kib_each], [theirs.kib_each]),
         "cpu_us_per_ping": figure(pings[0], pings[1]),
         "cpu_percent": figure(percent[0], percent[1]),

@@ -1,5 +1,6 @@
-"""What finding an event's subscribers costs: each event is for one of few, of more, of many subscriptions."""
+"""What finding an event's subscribers costs: each event is for one of few, of more, of many of them."""
 
+import base64
 import contextlib
 import resource
 from functools import partial
@@ -50,6 +51,31 @@ def _subscribed(stack: contextlib.ExitStack, server: Server, count: int, most: i
         return put(f"/topic{n % count}", body(n, size))
 
     return stack.enter_context(clients(server, request, paths=paths, in_turn=True))
+
+
+def rights(fewest: int, events: int, rounds: int, size: int) -> Figures:
+    """Each private event for one of 100 and 1,000 users (--fewest: 100), who have other rights each."""
+    counts = [fewest, 10 * fewest]
+    with contextlib.ExitStack() as stack:
+        sides = [_users(stack, count, size) for count in counts]
+        few, many = in_turn(rounds, *(partial(side.run, events, in_step=True) for side in sides))
+    return {
+        f"cpu_us_per_event_of_{counts[1]}": compared(cpu_us_per_event, many, few, str(counts[0])),
+    }
+
+
+def _users(stack: contextlib.ExitStack, count: int, size: int) -> Clients:
+    """User n may see the private events of topic n."""
+    acl = {f"user{n}": {"password": "secret", "acl": {"own": [f"topic{n}"]}} for n in range(count)}
+    headers = [
+        f"Authorization: Basic {base64.b64encode(f'{user}:secret'.encode()).decode()}\r\n" for user in acl
+    ]
+
+    def request(n: int) -> bytes:
+        return put(f"/private/topic{n % count}", body(n, size))
+
+    server = stack.enter_context(running(acl=acl))
+    return stack.enter_context(clients(server, request, paths=["/"] * count, headers=headers, in_turn=True))
 
 
 def _connections(count: int, most: int) -> int:

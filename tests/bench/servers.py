@@ -65,18 +65,26 @@ def running(
     storage: bool = False,
     ping_interval: float = PING_INTERVAL,
     queues: Mapping[str, Any] | None = None,
+    tls: Mapping[str, Any] | None = None,
+    acl: Mapping[str, Any] | None = None,
 ) -> Iterator[Daemon]:
-    """A daemon with a backlog of that size, in memory or in a file beneath `where`. queues: of SQS."""
+    """A daemon with a backlog of that size, in memory or in a file beneath `where`.
+
+    queues: of SQS; tls: server.tls; acl: the ACL file.
+    """
     with tempfile.TemporaryDirectory(prefix="pypubsub-bench-", dir=where) as directory:
         settings = {
             "backlog": {"size": size, "storage": f"{directory}/backlog" if storage else None},
             "ping_interval": ping_interval,
             "max_payload_size": "10 MiB",  # for large batches
             "head_timeout": "1h",  # a publisher is there long before its first request
+            **({"tls": tls} if tls else {}),
         }
         daemon = Daemon(Path(directory), {"server": settings, "sqs": dict(queues or {})})
         if setpriv := shutil.which("setpriv"):  # it ends with this process, however that does
             daemon.command = [setpriv, "--pdeathsig", "TERM", *daemon.command]
+        if acl:
+            daemon.write_acl(acl)
         start(daemon)
         try:
             yield daemon
