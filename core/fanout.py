@@ -82,7 +82,7 @@ class Channel:
         # the round that is being written
         self.round_end = 0  # position of the last event in it, or before it
         self._writes: list[bytes] = []  # its bytes
-        self._pinged: dict[Subscriber, None] = {}  # who gets others, with a ping
+        self._pinged: dict[Subscriber, None] = {}  # who of them gets others, with a ping
         self._writes_with_ping: list[bytes] = []
         self._crowd: list[Subscriber] = []  # who gets any; empty when all have been written to
         self._begun = 0  # how many of them have been
@@ -148,11 +148,15 @@ class Channel:
         frames, self.gathered, self.gathered_bytes = self.gathered, [], 0
         self.round_end = self._gathered_end
         self._pinged, self._pings = self._pings, {}
+        if not frames:
+            self._crowd, self._pinged = list(self._pinged), {}
+            self._writes = [self._ping]
+            return []
         newcomers, self._newcomers = self._newcomers, {}
         self._writes = _joined(frames)
         self._writes_with_ping = _joined([*frames, self._ping]) if self._pinged else []
         # in no random order, in which the kernel's part of a delivery would take a tenth longer
-        self._crowd = list(self.subscribers if frames else self._pinged)
+        self._crowd = list(self.subscribers)
         if newcomers:
             self._crowd = [each for each in self._crowd if each not in newcomers]
         waiting = []
@@ -199,7 +203,7 @@ class Fanout:
         self._live = 0  # subscribers in channels
         self._reading: set[Subscriber] = set()  # subscribers who read the backlog
         self._end = 0  # position up to which everything has been delivered
-        self._pinged: list[dict[Subscriber, None]] = [{} for _ in range(PING_TURNS)]  # those live, by turn
+        self._pinged: list[dict[Subscriber, Channel]] = [{} for _ in range(PING_TURNS)]  # those live, by turn
         self._ping_turn = 0
         self._gathered = 0  # frames, in all channels together
         self._congested: set[Channel] = set()  # those that have gathered too much
@@ -235,7 +239,7 @@ class Fanout:
         channel.add(subscriber, self._end)
         self._live += 1
         subscriber.ping_turn = min(range(PING_TURNS), key=lambda turn: len(self._pinged[turn]))
-        self._pinged[subscriber.ping_turn][subscriber] = None
+        self._pinged[subscriber.ping_turn][subscriber] = channel
 
     def remove(self, subscriber: Subscriber) -> None:
         """Undo add(), wherever the subscriber is by now."""
@@ -306,8 +310,7 @@ class Fanout:
         """Put a ping on its way to those live subscribers whose turn it is, behind the events that are."""
         self._ping_turn = (self._ping_turn + 1) % PING_TURNS
         frames: dict[Wire, bytes] = {}
-        for subscriber in self._pinged[self._ping_turn]:
-            channel = self._channels[key_of(subscriber)]
+        for subscriber, channel in self._pinged[self._ping_turn].items():
             if channel.wire not in frames:
                 frames[channel.wire] = channel.wire(line)
             channel.ping(subscriber, frames[channel.wire])
