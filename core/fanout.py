@@ -238,7 +238,9 @@ class Fanout:
         subscriber.subscription = channel.subscription  # equal, and kept in memory once
         channel.add(subscriber, self._end)
         self._live += 1
-        subscriber.ping_turn = min(range(PING_TURNS), key=lambda turn: len(self._pinged[turn]))
+        # the turn with the fewest, and of these the one that is the farthest off: it has just had a ping
+        turns = ((self._ping_turn - n) % PING_TURNS for n in range(PING_TURNS))
+        subscriber.ping_turn = min(turns, key=lambda turn: len(self._pinged[turn]))
         self._pinged[subscriber.ping_turn][subscriber] = channel
 
     def remove(self, subscriber: Subscriber) -> None:
