@@ -22,7 +22,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ ALLOWED_METHODS = "GET, HEAD, OPTIONS, POST, PUT"
 MOST_GROWTH = 100  # times max_payload_size that a batch's lines may have, which all hold its path
 MAX_HELD_REFUSALS = 1000
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
+LOOPS = ("auto", "asyncio", "uvloop")  # auto: uvloop if it is there
 ACCEPT_BACKLOG = 1024  # connections waiting to be accepted: after a restart everybody comes back at once
 CORS_REQUEST_HEADERS = (
     "Accept, Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Fetch-Since, X-Fetch-Since-Cursor"
@@ -134,6 +135,7 @@ class Server:
         """Serve until a signal says to stop. Raises StartError."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_error)
+        log.debug("event loop: %s", type(loop).__module__.partition(".")[0])
         take_signals(loop, self._on_stop_signal, self._on_reload_signal)
         await self._runner.setup()
         try:
@@ -714,6 +716,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="ask for a password, print its hash for the ACL, and exit",
     )
+    parser.add_argument(
+        "--loop",
+        choices=LOOPS,
+        default=LOOPS[0],
+        help="event loop (auto: uvloop, which is faster, where it is installed; default: %(default)s)",
+    )
     parser.add_argument("--version", action="version", version=f"PyPubSub {__version__}")
     parser.add_argument(
         "--log-level",
@@ -812,6 +820,21 @@ def shown_backlog(backlog: BacklogConfig) -> str:
     return f"{backlog.size} public and as many private events{age}, {where}"
 
 
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the event loop, one of LOOPS; None: asyncio. Raises StartError."""
+    if name == "asyncio":
+        return None
+    try:
+        import uvloop  # noqa: PLC0415 (not there on every platform)
+    except ImportError as error:
+        if name == "auto":
+            return None
+        raise StartError(
+            f"--loop uvloop: it is not installed: {sys.executable} -m pip install uvloop"
+        ) from error
+    return uvloop.new_event_loop
+
+
 async def serve(config: Config, acl_path: Path, users: Users | None) -> None:
     """Run a server in this event loop until it is stopped."""
     await Server(config, acl_path, users).run()
@@ -833,7 +856,8 @@ def main() -> int:
     for warning in warnings:
         log.warning("%s", warning)
     try:
-        asyncio.run(serve(config, arguments.acl, users))
+        with asyncio.Runner(loop_factory=loop_factory(arguments.loop)) as runner:
+            runner.run(serve(config, arguments.acl, users))
     except StartError as error:
         log.error("%s", error)  # noqa: TRY400 (one clear line, no traceback)
         return 1

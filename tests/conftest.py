@@ -1,7 +1,7 @@
 """The daemon under test. With PYPUBSUB_NO_SKIP set, as in CI, a test that skips has failed."""
 
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,15 @@ def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     daemons: list[Daemon] = []
 
     def start(
-        config: dict[str, Any] | None = None, files: int | None = None, acl: Acl | str | None = None
+        config: dict[str, Any] | None = None,
+        files: int | None = None,
+        acl: Acl | str | None = None,
+        options: Sequence[str] = (),
     ) -> Daemon:
         directory = tmp_path / str(len(daemons))
         directory.mkdir()
         daemons.append(Daemon(directory, config, files))
+        daemons[-1].options += options
         if acl is not None:
             daemons[-1].write_acl(acl)
         daemons[-1].start()

@@ -66,7 +66,8 @@ class Daemon:
         self.cwd = ROOT
         self.command = [sys.executable, "pypubsub.py"]
         self.command += ["--config", str(self.config_path), "--acl", str(self.acl_path)]
-        self.options: list[str] = []  # of the command line, beside the two files
+        loop = os.environ.get("PYPUBSUB_LOOP")  # CI runs some tests with each
+        self.options = ["--loop", loop] if loop else []  # of the command line, beside the two files
         self.port = free_port()
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()

@@ -63,8 +63,9 @@ async def test_without_a_backlog_it_is_none(server: Daemon) -> None:
     assert await server.replay("/none") == (None, [])
 
 
-def test_without_a_backlog_nothing_of_it_is_there(server: Daemon) -> None:
+def test_without_a_backlog_nothing_of_it_is_there(start_daemon: StartDaemon) -> None:
     """It costs nothing: SQLite is not even loaded, and no thread started but the two that take signals."""
+    server = start_daemon(options=["--loop", "asyncio"])  # uvloop has threads of its own
     assert "sqlite" not in Path(f"/proc/{server.pid}/maps").read_text()
     assert len(list(Path(f"/proc/{server.pid}/task").iterdir())) == 1 + 2
 

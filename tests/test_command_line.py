@@ -1,11 +1,12 @@
 """Starting the daemon: the command line, the configuration and its errors, signals."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,13 +51,16 @@ sqs:
 """
 
 
-def run(directory: Path, *arguments: str, config: str | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    directory: Path, *arguments: str, config: str | None = None, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run pypubsub.py to its end, with a configuration file."""
     if config is not None:
         (directory / "pypubsub.yaml").write_text(config)
     return subprocess.run(
         [sys.executable, ROOT / "pypubsub.py", *arguments],
         cwd=directory,
+        env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
         timeout=20,
@@ -392,6 +396,32 @@ async def test_a_second_signal_ends_it_at_once(start_daemon: StartDaemon) -> Non
     server.signal(signal.SIGTERM)
     assert await asyncio.to_thread(server.wait) == 1
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "loop"), [([], "uvloop"), (["--loop", "uvloop"], "uvloop"), (["--loop", "asyncio"], "asyncio")]
+)
+async def test_the_event_loop_is_chosen(start_daemon: StartDaemon, option: list[str], loop: str) -> None:
+    """uvloop, where it is installed."""
+    daemon = start_daemon(options=[*(option or ["--loop", "auto"]), "--log-level", "debug"])
+    assert any(line.endswith(f"DEBUG pypubsub: event loop: {loop}") for line in daemon.log)
+    assert (await daemon.put("/a", {})).status == 202
+
+
+async def test_it_runs_where_there_is_no_uvloop(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    """Unless uvloop is asked for, which is told to be missing."""
+    (tmp_path / "uvloop.py").write_text("raise ImportError('none for this platform')")
+    daemon = Daemon(tmp_path)
+    daemon.environment["PYTHONPATH"] = str(tmp_path)
+    daemon.options = ["--log-level", "debug"]
+    daemon.start()
+    assert any(line.endswith("event loop: asyncio") for line in daemon.log)
+    assert daemon.stop() == 0
+    refused = run(tmp_path, "--loop", "uvloop", environment={"PYTHONPATH": str(tmp_path)})
+    assert refused.returncode == 1
+    assert "--loop uvloop: it is not installed: " in refused.stderr
+    assert "-m pip install" in refused.stderr
+    assert run(tmp_path, "--loop", "trio").returncode == 2
 
 
 def test_the_log_level_is_chosen(server: Daemon, tmp_path: Path) -> None:

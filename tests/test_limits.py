@@ -162,9 +162,10 @@ async def test_surplus_connections_are_bounded_too(start_daemon: StartDaemon) ->
         assert await clients[0].put() == 202
 
 
-async def test_more_connections_than_open_files_do_no_harm(start_daemon: StartDaemon) -> None:
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_more_connections_than_open_files_do_no_harm(start_daemon: StartDaemon, loop: str) -> None:
     """Those that came first are served, and the log stays short."""
-    server = start_daemon(files=64)
+    server = start_daemon(files=64, options=["--loop", loop])
     connections = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(150)]
     reader, writer = connections[0]
     async with asyncio.timeout(10):
@@ -172,7 +173,8 @@ async def test_more_connections_than_open_files_do_no_harm(start_daemon: StartDa
             writer.write(PUT)
             assert b" 202 " in await reader.readline()
             await reader.readuntil(b"accepted\n")
-    await server.until_logged("cannot accept connections: Too many open files")
+    if loop == "asyncio":  # uvloop hangs up on those it cannot accept, and tells nobody
+        await server.until_logged("cannot accept connections: Too many open files")
     for _, writer in connections:
         writer.close()
     while (await server.request("HEAD", "/")).status != 204:
