@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+OVER_SOCKETS := $(addprefix tests/test_, $(addsuffix .py, adversary adversary_private asfpy backlog \
+	client_certificates command_line crash handover limits nginx publish quick slow_readers stream tls))
 WEBHOOKS := .demo/node_modules/@octokit/webhooks-examples
 
-.PHONY: run test lint check demo bench clean
+.PHONY: run test test-asyncio lint check demo bench clean
 
 run: $(VENV)/run
 	@echo 'In one terminal:  curl -N http://127.0.0.1:2069/fruits'
@@ -19,7 +21,11 @@ lint: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test
+# what talks to the daemon over sockets, once more with the other event loop
+test-asyncio: $(VENV)/test
+	PYPUBSUB_LOOP=asyncio $(BIN)/python -m pytest $(OVER_SOCKETS)
+
+check: lint test test-asyncio
 
 demo: $(VENV)/run $(WEBHOOKS)/package.json
 	$(BIN)/python clients/python/demo.py $(WEBHOOKS)

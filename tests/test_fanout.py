@@ -279,8 +279,9 @@ async def test_a_ping_comes_behind_the_events_also_to_who_has_just_joined(
     assert newcomer.sent == chunked(PING)
 
 
-async def test_pings_are_spread_over_the_interval() -> None:
+async def test_pings_are_spread_over_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     """In each of its turns as many subscribers are sent one as in any other, and each is sent one in all."""
+    monkeypatch.setattr(fanout, "_SLICE", 7)
     subject = Fanout(backlog=False)
     crowd = [Recorder(f"/{n % 3}", http_1_0=False) for n in range(7 * fanout.PING_TURNS)]
     for recorder in crowd:
