@@ -26,6 +26,7 @@ def over_tls(subscribers: int, events: int, rounds: int, size: int) -> Figures:
     with tempfile.TemporaryDirectory(prefix="pypubsub-bench-") as directory:
         settings, connect = _certified(Path(directory))
         with running() as clear, running(tls=settings) as daemon:
+            daemon.logged("serves https://")
             for name, publishers in _AT_ONCE.items():
                 with (
                     clients(daemon, request, publishers=publishers, paths=paths, tls=connect) as encrypted,
