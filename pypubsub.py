@@ -446,7 +446,7 @@ class Server:
         finally:
             self._published()
 
-    def _published(self, _: object = None) -> None:
+    def _published(self) -> None:
         self._publishing -= 1
         if self._stop.is_set() and not self._publishing:
             self._no_publishing.set()
@@ -465,12 +465,18 @@ class Server:
             opening = parse_payload(body, path, config.max_line_size)
         except Refused:
             return None
-        self._requests += not path.private
         taken = self._intake.take_at_once(path, opening)
+        self._requests += not path.private
         if not taken.done():
             self._publishing += 1
-            taken.add_done_callback(self._published)
+            taken.add_done_callback(partial(self._stored, path))
         return taken
+
+    def _stored(self, path: PublishPath, taken: asyncio.Future[Accepted]) -> None:
+        """What was taken at once has been stored, or was refused: then it comes again, by handle()."""
+        if taken.cancelled() or taken.exception():
+            self._requests -= not path.private
+        self._published()
 
     def accepted_answer(self, accepted: Accepted) -> bytes:
         """The answer to a plain publish."""

@@ -16,6 +16,6 @@ readers.py          readers in a process of their own
 rounds.py           both sides in turn, and what of a round is a figure
 figures.py          figures and their ratios
 results.py          figures as a file, and two of them compared
-fanout.py, publish.py, durable.py, match.py, idle.py, replay.py, stalled.py, beside.py, sqs.py
+fanout.py, publish.py, durable.py, match.py, tls.py, idle.py, replay.py, stalled.py, beside.py, sqs.py
                     the measurements
 """
