@@ -74,7 +74,17 @@ class Answers(Protocol):
 class Connection(web.RequestHandler):
     """A connection of aiohttp's that is counted, knows its peer, and deals with malformed heads our way."""
 
-    __slots__ = ("given_up", "handed_over", "head_size", "head_timer", "http", "peer", "place", "taking")
+    __slots__ = (
+        "body",
+        "given_up",
+        "handed_over",
+        "head_size",
+        "head_timer",
+        "http",
+        "peer",
+        "place",
+        "taking",
+    )
 
     def __init__(self, http: "HttpServer", **settings: Any) -> None:
         super().__init__(http, **settings)
@@ -83,6 +93,7 @@ class Connection(web.RequestHandler):
         self.peer: str | None = None  # an address, "unix", or None if the client left before it could be seen
         self.head_timer: asyncio.TimerHandle | None = None  # while a request's head is to come
         self.head_size = 0  # bytes of an incomplete head that have come
+        self.body: StreamReader | None = None  # of the last request, if it had not all come with its head
         self.given_up: Refused | None = None  # what is wrong with a head: what comes after it is dropped
         self.handed_over = False
         self.taking = False  # whether a plain publish has been taken and is to be answered
@@ -110,19 +121,21 @@ class Connection(web.RequestHandler):
         count = self._request_count
         waiter, self._waiter = self._waiter, None  # lest aiohttp wakes the task that answers
         idle = waiter is not None and not waiter.done() and not self.taking
+        in_body = self.body is not None and not self.body.is_eof()
         taken = False
         try:
             super().data_received(data)
-            if idle and self._request_count != count:
-                taken = self._publish_at_once(len(data))
+            if self._request_count != count:
+                payload = self._messages[-1][1]
+                self.body = None if payload.is_eof() else payload
+                taken = idle and self._publish_at_once(len(data))
         finally:
             self._waiter = waiter
         if self._request_count != count:
             self._expect_no_head()
             if idle and not taken:
                 self._wake()
-        elif idle:
-            # no request is being answered, so it is a part of the next one's head
+        elif not in_body:  # a part of the next request's head, perhaps while one before is being answered
             if self.head_timer is None:
                 self._expect_head()
             self.head_size += len(data)
@@ -265,7 +278,7 @@ class Connection(web.RequestHandler):
         if self.handed_over:
             return resp, True  # as if the client had hung up
         finished = await super().finish_response(request, resp, start_time)
-        if self.given_up and self.transport is not None:
+        if self.given_up and self.transport is not None and not self._messages:
             if self.transport.can_write_eof():
                 self.transport.write_eof()
             await asyncio.sleep(LINGER)  # or until the client hangs up, which cancels this

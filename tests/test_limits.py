@@ -239,6 +239,17 @@ async def test_a_second_head_that_drips_is_given_up(start_daemon: StartDaemon) -
         assert await timed_out(client)
 
 
+async def test_a_head_that_drips_behind_a_request_is_given_up(start_daemon: StartDaemon) -> None:
+    """Though it came while the request before it was being answered, which is answered first."""
+    server = start_daemon({"server": {"head_timeout": 0.3, "refusal_delay": 1}})
+    async with connected(server) as client:
+        client.send(b"GET /, HTTP/1.1\r\nHost: x\r\n\r\n")
+        await server.request("HEAD", "/")  # by then the request has been read
+        client.send(b"PUT")
+        assert (await client.answer())[0] == 400
+        assert await timed_out(client)
+
+
 async def test_whoever_is_not_sending_a_head_is_not_given_up(start_daemon: StartDaemon) -> None:
     """An idle connection, a subscriber, a slow body: each goes on after a later connection timed out."""
     server = start_daemon({"server": {"head_timeout": 1}})
