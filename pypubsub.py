@@ -469,6 +469,7 @@ class Server:
         self._requests += not path.private
         if not taken.done():
             self._publishing += 1
+            # the connection adds the callback that answers: both run in the same turn, before a stop goes on
             taken.add_done_callback(partial(self._stored, path))
         return taken
 

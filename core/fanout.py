@@ -208,8 +208,7 @@ class Fanout:
         self._ping_turn = 0
         self._gathered = 0  # frames, in all channels together
         self._congested: set[Channel] = set()  # those that have gathered too much
-        self._room = asyncio.Event()
-        self._room.set()
+        self._waiting: list[asyncio.Future[None]] = []  # for room
 
     def __len__(self) -> int:
         return self._live + len(self._reading)
@@ -239,11 +238,15 @@ class Fanout:
         subscriber.subscription = channel.subscription  # equal, and kept in memory once
         channel.add(subscriber, self._end)
         self._live += 1
+        if subscriber.ping_turn is None:
+            subscriber.ping_turn = self._next_ping_turn()
+        self._pinged[subscriber.ping_turn][subscriber] = channel
+
+    def _next_ping_turn(self) -> int:
         # the turn with the fewest slices, and of these the one that is farthest off: it has just had a ping.
         # Those of a slice have come one after the other, which helps: see Channel._begin_round()
         turns = ((self._ping_turn - n) % PING_TURNS for n in range(PING_TURNS))
-        subscriber.ping_turn = min(turns, key=lambda turn: len(self._pinged[turn]) // _SLICE)
-        self._pinged[subscriber.ping_turn][subscriber] = channel
+        return min(turns, key=lambda turn: len(self._pinged[turn]) // _SLICE)
 
     def remove(self, subscriber: Subscriber) -> None:
         """Undo add(), wherever the subscriber is by now."""
@@ -257,7 +260,8 @@ class Fanout:
         channel = self._channels[key]
         channel.remove(subscriber)
         self._live -= 1
-        del self._pinged[subscriber.ping_turn][subscriber]
+        if subscriber.ping_turn is not None:
+            del self._pinged[subscriber.ping_turn][subscriber]
         if not channel.subscribers:
             del self._channels[key]
             self._registry.remove(channel, channel.subscription)
@@ -291,18 +295,18 @@ class Fanout:
             self._gathered += 1
             if not channel.queued:
                 self._enqueue(channel)
-        if self._congested or self._gathered > _GATHER_FRAMES:
-            self._room.clear()
 
     @property
     def has_room(self) -> bool:
-        """Whether events may be delivered now. More than may wait for what waits already."""
-        return self._room.is_set()
+        """Whether little enough is gathered that events may be delivered now."""
+        return not self._congested and self._gathered <= _GATHER_FRAMES
 
     async def room(self) -> None:
-        """Wait until it has."""
-        while not self.has_room:
-            await self._room.wait()
+        """Wait until it has: each waits once, however much those bring who come meanwhile."""
+        if not self.has_room:
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiting)
+            await waiting
 
     def _wanting(self, path: PublishPath) -> Iterable[Channel]:
         if not path.private:
@@ -339,12 +343,18 @@ class Fanout:
             self._gathered -= gathered - len(channel.gathered)
             if channel.gathered_bytes <= _GATHER_BYTES:
                 self._congested.discard(channel)
-            if not self._congested and self._gathered <= _GATHER_FRAMES:
-                self._room.set()
+            if self._waiting and self.has_room:
+                self._end_waiting()
         for subscriber in waiting:
             if reason := subscriber.overflow():
                 self._overflow(subscriber, channel.round_end, reason)
         return count
+
+    def _end_waiting(self) -> None:
+        for waiting in self._waiting:
+            if not waiting.done():  # a publisher may have hung up
+                waiting.set_result(None)
+        self._waiting.clear()
 
     def _overflow(self, subscriber: Subscriber, after: int, reason: str) -> None:
         if self._backlog:
@@ -365,12 +375,14 @@ class Fanout:
         try:
             while self._queue and left > 0:
                 channel = self._queue.popleft()
-                channel.queued = False
+                self._queue.append(
+                    channel
+                )  # before its turn: an error to one must not end the writing to others
                 if channel.busy:
                     left -= self._write(channel, left)
-                if channel.busy:
-                    self._queue.append(channel)
-                    channel.queued = True
-        finally:  # an error in one channel must not end the writing to all others
+                if not channel.busy:
+                    self._queue.pop()
+                    channel.queued = False
+        finally:
             if self._queue:
                 asyncio.get_running_loop().call_soon(self._write_slice)

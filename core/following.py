@@ -86,10 +86,12 @@ class Follower:
             self._join(await self._catch_up(position, may_skip=False))
 
     def _join(self, position: int) -> None:
-        """Have the live events from now on, which must be those after a position."""
-        if self._replay_end < math.inf:
-            self._replay_end = math.inf
-            self._subscriber.send(self._ping())
+        """Have the live events from now on, which must be those after a position.
+
+        A ping comes before: the first of the stream, or one for those that were left out meanwhile.
+        """
+        self._replay_end = math.inf
+        self._subscriber.send(self._ping())
         self._sees.clear()
         self._surroundings.fanout.join(self._subscriber, position)
 

@@ -40,7 +40,7 @@ class Subscriber:
     """A reader's end of a stream whose head has been sent.
 
     peer: who it is, for the log.
-    ping_turn: when it gets its pings, see core.fanout.
+    ping_turn: when it gets its pings, see core.fanout; None until it has joined.
     free: the socket's descriptor while nothing waits that must go out first; TLS has none.
     login: the user, None for somebody who did not log in.
     transport, flow, drain: the connection; drain waits while writing is paused.
@@ -62,6 +62,7 @@ class Subscriber:
         "end_reason",
         "free",
         "login",
+        "lost",
         "peer",
         "ping_turn",
         "queued_bytes",
@@ -86,7 +87,8 @@ class Subscriber:
         self.rights = login.rights if login else NO_RIGHTS  # what they are by now
         self.subscription = subscription
         self.wire = wire
-        self.ping_turn = 0
+        self.ping_turn: int | None = None
+        self.lost = False  # whether the connection is gone, which the server will soon be told
         self.end_reason: str | None = None  # why this side ended the stream
         self._transport = transport
         self._flow = flow
@@ -110,7 +112,7 @@ class Subscriber:
             self._full.set_result(None)
         else:
             self.free = self._descriptor
-        flow.on_lost = self._forget_descriptor
+        flow.on_lost = self._on_lost
         limit_kernel_buffer(connection)
 
     def may_see(self, path: PublishPath) -> bool:
@@ -120,7 +122,11 @@ class Subscriber:
     @property
     def has_unread(self) -> bool:
         """Whether anything waits for it on this side of the kernel."""
-        return bool(self.queued_bytes or self._transport.get_write_buffer_size())
+        return bool(self._unread_bytes)
+
+    @property
+    def _unread_bytes(self) -> int:
+        return 0 if self.lost else self.queued_bytes + self._transport.get_write_buffer_size()
 
     def send(self, data: bytes | memoryview) -> None:
         """Write frames, or queue them if the socket is full."""
@@ -132,7 +138,7 @@ class Subscriber:
             if sent == len(data):
                 return
             data = memoryview(data)[sent:]
-        if self.end_reason is not None:
+        if self.lost or self.end_reason is not None:
             return
         if not self._full.done():
             rest = self._write(data)
@@ -147,13 +153,14 @@ class Subscriber:
         self._queue.append(data)
         self.queued_bytes += len(data)
 
-    def _forget_descriptor(self) -> None:
-        """It is closed, and soon another's."""
+    def _on_lost(self) -> None:
+        """The connection is gone: its descriptor is soon another's, its transport is not to be used."""
+        self.lost = True
         self._descriptor = self.free = None
 
     def overflow(self) -> str | None:
         """Why too much waits, None while it does not. A burst is not held against one who soon catches up."""
-        waiting = self.queued_bytes + self._transport.get_write_buffer_size()
+        waiting = self._unread_bytes
         if waiting <= self._buffer_limit:
             self._over_since = math.inf
             return None
@@ -226,7 +233,7 @@ class Subscriber:
 
     def has_stalled(self, now: float, timeout: float) -> bool:
         """Whether the reader has taken nothing of what waits for it for `timeout` seconds. now: loop time."""
-        waiting = self._transport.get_write_buffer_size()
+        waiting = 0 if self.lost else self._transport.get_write_buffer_size()
         if waiting == 0 or waiting != self._left_behind:
             self._left_behind = waiting
             self._progress_at = now
@@ -251,6 +258,8 @@ class Subscriber:
             self.finish(reason)
 
     def _close(self) -> None:
+        if self.lost:
+            return
         self._transport.close()
         if self._transport.get_extra_info("sslcontext"):
             # asyncio waits half a minute for the peer's own close_notify; a busy peer sends none
@@ -262,8 +271,9 @@ class Subscriber:
         self.free = None
         self._queue = None
         self.queued_bytes = 0
-        reset_on_close(self._transport.get_extra_info("socket"))
-        self._transport.abort()
+        if not self.lost:
+            reset_on_close(self._transport.get_extra_info("socket"))
+            self._transport.abort()
 
 
 def send_to_all(subscribers: Iterable[Subscriber], data: bytes) -> list[Subscriber]:

@@ -40,7 +40,7 @@ class Recorder:
         self.writes = 0
         self.queued_bytes = 0
         self.free = None  # so that all comes by send()
-        self.ping_turn = 0
+        self.ping_turn: int | None = None
         self.pings_due: list[int] = []  # of each, the bytes of all events that it must not overtake
         self.full = False  # whether too much waits as soon as anything is sent
         self.behind_after = -1
@@ -260,6 +260,56 @@ async def test_there_is_room_again_when_all_who_were_to_be_written_to_have_left(
     assert not subject.has_room
     subject.remove(cast(Subscriber, recorder))
     await asyncio.wait_for(subject.room(), 10)
+
+
+async def test_who_waits_for_room_is_not_kept_waiting_by_those_who_come_later() -> None:
+    """They may take the room in the very turn in which there is some."""
+    subject, stamps = Fanout(backlog=False), Stamps()
+    enter(subject, Recorder("/a", http_1_0=False))
+    subject.deliver(an_event(stamps, "/a", filling=400_000))
+    waiting = [asyncio.create_task(subject.room()) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()  # its publisher hangs up
+    subject.flush()
+    assert subject.has_room
+    subject.deliver(an_event(stamps, "/a", filling=400_000))
+    assert not subject.has_room
+    await asyncio.sleep(0)
+    assert [task.done() for task in waiting] == [True, True, True]
+
+
+async def test_an_error_with_one_subscriber_is_no_other_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All others get the event, and publishers have room again, without another event or ping."""
+    monkeypatch.setattr(fanout, "_SLICE", 3)
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    subject, stamps = Fanout(backlog=False), Stamps()
+    crowd = [Recorder("/a", http_1_0=False) for _ in range(20)]
+    other = Recorder("/b", http_1_0=False)
+    for recorder in [*crowd, other]:
+        enter(subject, recorder)
+    monkeypatch.setattr(crowd[2], "overflow", lambda: 1 / 0)
+    crowd[2].full = True
+    for path in ("/a", "/b"):
+        subject.deliver(an_event(stamps, path, filling=400_000))
+    await asyncio.wait_for(subject.room(), 10)
+    for _ in range(20):  # turns
+        await asyncio.sleep(0)
+    assert [recorder.writes for recorder in [*crowd, other]] == [1] * 21
+    assert [type(error) for error in errors] == [ZeroDivisionError]
+
+
+async def test_who_changes_its_channel_keeps_its_turn_for_pings() -> None:
+    """Or it would go without for as long as its rights change again and again."""
+    subject = Fanout(backlog=False)
+    recorder = Recorder("/a", http_1_0=False)
+    enter(subject, recorder)
+    for turn in range(fanout.PING_TURNS):
+        changed = Rights(frozenset({EVERY_EVENT})) if turn % 2 else NO_RIGHTS
+        subject.change_rights(cast(Subscriber, recorder), changed)
+        subject.ping(PING)
+        subject.flush()
+    assert recorder.sent == chunked(PING)
 
 
 async def test_a_ping_comes_behind_the_events_also_to_who_has_just_joined(

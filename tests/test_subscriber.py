@@ -114,6 +114,25 @@ def write(subscriber: Subscriber, data: bytes) -> None:
         subscriber.drop(reason)
 
 
+async def test_once_the_connection_is_gone_its_transport_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Until the server has been told: uvloop's transport and one of TLS raise errors then."""
+    transport = Transport()
+    async with serving(transport, limit=10) as subscriber:
+        write(subscriber, b"a" * 40)  # for which there is no room
+        assert transport.on_lost
+        transport.on_lost()
+        for name in ("write", "get_write_buffer_size", "get_extra_info", "abort", "close"):
+            monkeypatch.setattr(transport, name, None)  # which cannot be called
+        subscriber.send(b"b")
+        assert subscriber.overflow() is None
+        assert not subscriber.has_unread
+        assert not subscriber.has_stalled(1e9, 1)
+        for end in (subscriber.finish, subscriber.cut_off, subscriber.drop):
+            end("a reason")
+
+
 async def test_what_fits_goes_straight_to_the_socket() -> None:
     """One write for each piece, in the turn in which it is sent."""
     transport = Transport()
