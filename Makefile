@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-OVER_SOCKETS := $(addprefix tests/test_, $(addsuffix .py, adversary adversary_private asfpy backlog \
-	client_certificates command_line crash handover limits nginx publish quick slow_readers stream tls))
+OVER_SOCKETS := $(addprefix tests/test_, $(addsuffix .py, asfpy backlog command_line crash handover limits \
+	publish quick slow_readers stream tls))
 WEBHOOKS := .demo/node_modules/@octokit/webhooks-examples
 
 .PHONY: run test test-asyncio lint check demo bench clean
