@@ -375,9 +375,8 @@ class Fanout:
         try:
             while self._queue and left > 0:
                 channel = self._queue.popleft()
-                self._queue.append(
-                    channel
-                )  # before its turn: an error to one must not end the writing to others
+                # back in the queue before it is written to: an error must not end the writing to the others
+                self._queue.append(channel)
                 if channel.busy:
                     left -= self._write(channel, left)
                 if not channel.busy:
