@@ -35,7 +35,7 @@ from core.access import UNIX, CertificateNames, Networks, from_another_site, pub
 from core.attempts import TooManyAttempts
 from core.authentication import Authentication
 from core.body import inflate, too_large
-from core.cursor import Mark
+from core.cursor import Mark, Stamp
 from core.errors import RETRY_AFTER, ConfigError, Refused, StartError
 from core.event import parse_ndjson, parse_payload
 from core.fanout import PING_TURNS, Fanout
@@ -607,9 +607,7 @@ class Server:
             http_1_0=request.version < HttpVersion11,
             nul_terminated=any(name in user_agent for name in self.config.clients.oldschoolers),
         )
-        now = await self._intake.now()
-        await self._store.settle(now.position)  # what was stamped before has been delivered
-        placement = await self._place(asked, Mark(now.position, now.timestamp), login)
+        now, placement = await self._place(asked, login)
         response = web.StreamResponse(
             headers=self._headers(request)
             | {
@@ -666,13 +664,23 @@ class Server:
             subscriber.end_reason or "the client disconnected",
         )
 
-    async def _place(self, asked: ReplayRequest | None, now: Mark, login: Login | None) -> Placement:
-        """Where a subscriber begins to read. Raises Refused(503), WrongCredentials."""
+    async def _place(self, asked: ReplayRequest | None, login: Login | None) -> tuple[Stamp, Placement]:
+        """The moment at which a stream begins, and where the subscriber begins to read.
+
+        Raises Refused(503), WrongCredentials.
+        """
         while True:
-            private = login is not None and bool(self._rights_by_now(login).sees)
-            placement = await self._store.place(asked, now, private=private)
-            if login is None or bool(self._rights_by_now(login).sees) == private:
-                return placement  # else its rights changed while it was placed
+            private = self._sees_private(login)
+            now = await self._intake.now(private=private)
+            await self._store.settle(now.position, private=private)  # what was stamped before is delivered
+            moment = Mark(now.position, now.timestamp)
+            placement = await self._store.place(asked, moment, private=private)
+            if self._sees_private(login) == private:
+                return now, placement  # else its rights changed while it was placed
+
+    def _sees_private(self, login: Login | None) -> bool:
+        """Whether a subscriber may see any private events by now. Raises WrongCredentials."""
+        return login is not None and bool(self._rights_by_now(login).sees)
 
     def _rights_by_now(self, login: Login) -> Rights:
         """Raises WrongCredentials if there are none any more."""

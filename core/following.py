@@ -13,9 +13,9 @@ from typing import NamedTuple, NoReturn
 
 from core.expiring import Expiring
 from core.fanout import Fanout, Key, key_of
-from core.replay import Placement
+from core.replay import Gone, Placement
 from core.rights import Rights
-from core.store import EventsGoneError, Page, Store, StoreError
+from core.store import Page, Store, StoreError
 from core.subscriber import Subscriber
 from core.topics import publish_path
 
@@ -29,6 +29,8 @@ class Part(NamedTuple):
 
     end: int  # position up to which it goes
     data: bytes
+    gone: Gone
+    private: bool  # whether it was read with private events
 
 
 Parts = Expiring[tuple[int, Key], Part]  # by the position after which they begin, and whom they are for
@@ -56,12 +58,13 @@ class Follower:
     head: the position that its stream's head tells; what lies before it is replay, what comes after is live.
     """
 
-    __slots__ = ("_replay_end", "_sees", "_sees_by", "_subscriber", "_surroundings")
+    __slots__ = ("_missing", "_replay_end", "_sees", "_sees_by", "_subscriber", "_surroundings")
 
     def __init__(self, subscriber: Subscriber, head: int, surroundings: Surroundings) -> None:
         self._subscriber = subscriber
         self._surroundings = surroundings
         self._replay_end: float = head  # infinite once the replay is over, which the first ping says
+        self._missing = Gone()  # see Placement
         self._sees: dict[str, bool] = {}  # by path, while it reads the backlog
         self._sees_by = subscriber.rights  # the rights that this was judged by
 
@@ -70,20 +73,30 @@ class Follower:
 
         It must not join later: without a backlog it could not read what is published in between.
         """
-        if placement.after < self._surroundings.store.end:
+        if placement.after < self._end:
             return self.follow(placement)
         self._join(placement.after)
         return self._stay()
 
+    @property
+    def _sees_private(self) -> bool:
+        return bool(self._subscriber.rights.sees)
+
+    @property
+    def _end(self) -> int:
+        """The end of what there is for this subscriber, who must not notice more."""
+        return self._surroundings.store.end(private=self._sees_private)
+
     async def follow(self, placement: Placement) -> NoReturn:
         """From a place on, for as long as the connection lasts: cancelled when it is gone."""
-        self._join(await self._catch_up(placement.after, may_skip=not placement.whole))
+        self._missing = placement.missing
+        self._join(await self._catch_up(placement.after))
         await self._stay()
 
     async def _stay(self) -> NoReturn:
         while True:
             position = await self._subscriber.serve()
-            self._join(await self._catch_up(position, may_skip=False))
+            self._join(await self._catch_up(position))
 
     def _join(self, position: int) -> None:
         """Have the live events from now on, which must be those after a position.
@@ -95,22 +108,15 @@ class Follower:
         self._sees.clear()
         self._surroundings.fanout.join(self._subscriber, position)
 
-    async def _catch_up(self, position: int, *, may_skip: bool) -> int:
+    async def _catch_up(self, position: int) -> int:
         """Send all events after a position. The position by then.
 
-        may_skip: the reader knows that something is missing, so it may be more by now, before it has begun.
         Nothing is awaited after the last look at where the end is.
         """
         loop = asyncio.get_running_loop()
         ping_due = loop.time() + self._surroundings.ping_interval
-        while position < self._surroundings.store.end:
-            try:
-                position = await self._send_page(position)
-                may_skip = False
-            except EventsGoneError as error:
-                if not may_skip:
-                    await self._give_up(error)
-                position = error.position
+        while position < self._end:
+            position = await self._send_page(position)
             if self._replay_end == math.inf and loop.time() >= ping_due:  # there may be nothing else to send
                 self._subscriber.send(self._ping())
                 ping_due = loop.time() + self._surroundings.ping_interval
@@ -128,6 +134,8 @@ class Follower:
         async with self._surroundings.turn:
             # looked for again: others may have made it meanwhile, or its rights may have changed
             part = self._shared(position) or self._make(position, page or await self._read(position))
+            if self._misses(position, part):
+                await self._give_up("what it needs next has left the backlog")
             if part.data:
                 self._subscriber.send(part.data)
             await asyncio.sleep(0)  # live events have their turn
@@ -137,9 +145,9 @@ class Follower:
         """What comes next, and the rights it was read with."""
         rights = self._subscriber.rights
         try:
-            return await self._surroundings.store.read(position, private=bool(rights.sees)), rights
+            return await self._surroundings.store.read(position, private=self._sees_private), rights
         except StoreError as error:
-            await self._give_up(error)
+            await self._give_up(str(error))
 
     def _shared(self, position: int) -> Part | None:
         """What comes next, if it was made for another one, and no ping is due in the midst of it."""
@@ -149,7 +157,7 @@ class Follower:
     def _make(self, position: int, read: tuple[Page, Rights]) -> Part:
         page, rights = read
         alike = page.end <= self._replay_end and rights is self._subscriber.rights
-        part = Part(page.end, b"".join(self._frames(page)))
+        part = Part(page.end, b"".join(self._frames(page)), page.gone, bool(rights.sees))
         if alike:
             self._surroundings.parts.put((position, key_of(self._subscriber)), part)
         return part
@@ -174,6 +182,16 @@ class Follower:
     def _ping(self) -> bytes:
         return self._subscriber.wire(self._surroundings.ping_line())
 
-    async def _give_up(self, error: Exception) -> NoReturn:
-        self._subscriber.drop(str(error))
+    def _misses(self, position: int, part: Part) -> bool:
+        """Whether anything has left after a position that the subscriber does not know to be missing."""
+        gone, missing = part.gone, self._missing
+        if missing.public <= position < gone.public or missing.private <= position < gone.private:
+            return True
+        # of what it could not see it misses everything, also if it may see it later
+        private = max(missing.private, gone.private) if part.private else part.end + 1
+        self._missing = Gone(max(missing.public, gone.public), private)
+        return False
+
+    async def _give_up(self, reason: str) -> NoReturn:
+        self._subscriber.drop(reason)
         await self._subscriber.gone()

@@ -33,6 +33,7 @@ class Intake:
         self._outlet = outlet
         self._stamps = Stamps()
         self._stamping = asyncio.Lock()  # held while the stamps of a long batch are given
+        self._stamping_private = False  # whether all of that batch is private
         self._answers: Answers[asyncio.Future[Accepted]] = Answers(idempotency_window)
         self._batches: set[asyncio.Task[Accepted]] = set()
 
@@ -45,8 +46,13 @@ class Intake:
             answer.set_result(accepted)
             self._answers.remember(ask, answer, age)
 
-    async def now(self) -> Stamp:
-        """A place in the order of events, and not in the middle of a batch."""
+    async def now(self, *, private: bool) -> Stamp:
+        """A place in the order of events, and not in the middle of a batch.
+
+        private: for somebody who may see private events; others are not to notice that there is such a batch.
+        """
+        if self._stamping_private and not private:
+            return self._stamps.next()
         async with self._stamping:
             return self._stamps.next()
 
@@ -118,6 +124,7 @@ class Intake:
     ) -> Accepted:
         """Publish many events. Other requests have their turn meanwhile, but no event comes in between."""
         async with self._stamping:
+            self._stamping_private = all(draft.path.private for draft in drafts)
             events: list[Event] = []
             for start in range(0, len(drafts), PORTION):
                 if start:
@@ -127,6 +134,7 @@ class Intake:
                 if not self._store.durable:
                     self._store.append(portion)
                 events += portion
+            self._stamping_private = False
             if not self._store.durable:
                 return Accepted(events[-1].stamp, len(events))
             stored = self._store.append(events, ask, items)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from core.config import parse_duration
-from core.cursor import Mark, position_of
+from core.cursor import Mark
 from core.errors import Refused
 
 _BEFORE_ALL = 1e9  # Unix seconds: with 1, as with -1 and 0, clients ask for all that is held
@@ -29,45 +29,70 @@ class ReplayRequest(NamedTuple):
     cursor: str | None = None  # events after it
 
 
+class Gone(NamedTuple):
+    """How far a backlog has been left by each kind of events: a position, 0 if nothing of it has left."""
+
+    public: int = 0
+    private: int = 0
+
+
 class Reach(NamedTuple):
     """How far back a backlog goes, for a subscriber who may see certain kinds of events."""
 
     began: Mark  # when the backlog's memory began
-    lost: Mark | None  # the latest event, of a kind that it may see, that has left the backlog
+    public: Mark  # the latest public event that has left the backlog; NOTHING if none has
+    private: Mark  # the same of private events, NOTHING as well for who may see none
     from_the_start: bool  # the backlog has never lost anything by a restart, or by being taken away
+
+    @property
+    def lost(self) -> Mark:
+        """The latest event that has left."""
+        return max(self.public, self.private)
+
+
+NOTHING = Mark(0, -math.inf)
 
 
 class Placement(NamedTuple):
-    """Where a subscriber begins to read, and what it is told about that."""
+    """Where a subscriber begins to read, and what it is told about that.
+
+    missing: up to where, of each kind of events, it knows that some may be missing.
+    """
 
     after: int  # position
     verdict: str | None  # X-Replay; None if no replay was asked for
-
-    @property
-    def whole(self) -> bool:
-        """Whether it was promised everything after that position."""
-        return self.verdict not in ("partial", "unknown")
+    missing: Gone = Gone()
 
 
-def place_cursor(cursor: str, reach: Reach, now: int) -> Placement:
-    """Where to go on after a cursor. now: a position that no event has yet.
+def place(after: int, verdict: str, reach: Reach) -> Placement:
+    """A subscriber's place in a backlog, by the verdict that it is told.
+
+    Unless that is complete, more may leave before it has begun to read a kind of events, and is not missed.
+    """
+    if verdict == "complete":
+        return Placement(after, verdict)
+    begun = after + 1
+    return Placement(
+        after, verdict, Gone(max(reach.public.position, begun), max(reach.private.position, begun))
+    )
+
+
+def place_cursor(position: int | None, reach: Reach, now: int) -> Placement:
+    """Where to go on after a cursor. position: what it stands for; now: a position that no event has yet.
 
     unknown: it is no cursor of this kind, or lies in the future, and nothing is replayed; or it is older than
-    the backlog's memory, and what is held is replayed. partial: some of what came after it is gone.
+    the backlog's memory. partial: some of what came after it is gone. What is held after it is replayed.
     """
-    position = position_of(cursor)
     if position is None or position > now:
-        return Placement(now, "unknown")
+        return place(now, "unknown", reach)
     if position < reach.began.position:
-        return Placement(reach.lost.position if reach.lost else 0, "unknown")
-    if reach.lost and position < reach.lost.position:
-        return Placement(reach.lost.position, "partial")
-    return Placement(position, "complete")
+        return place(position, "unknown", reach)
+    return place(position, "partial" if position < reach.lost.position else "complete", reach)
 
 
 def judge_since(since: float, reach: Reach) -> str:
     """The verdict on a replay since a time (Unix seconds)."""
-    if reach.lost and since <= reach.lost.timestamp:
+    if since <= reach.lost.timestamp:
         return "partial"
     if since < _BEFORE_ALL and reach.from_the_start:
         return "complete"
@@ -91,9 +116,14 @@ def replay_request(headers: Mapping[str, str], query: Mapping[str, str], now: fl
     return ReplayRequest(cursor=last_event_id) if last_event_id is not None else None
 
 
+def is_cursor(text: str) -> bool:
+    """Whether it looks like a cursor, of ours or of 0.7's."""
+    return _CURSOR.fullmatch(text) is not None
+
+
 def _cursor(name: str, source: Mapping[str, str]) -> str | None:
     value = source.get(name)
-    if value is not None and not _CURSOR.fullmatch(value):
+    if value is not None and not is_cursor(value):
         raise Refused(400, f"{name}: a cursor has 36 characters of 0-9, A-Z, a-z and -")
     return value
 

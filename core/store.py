@@ -13,7 +13,7 @@ from core.cursor import Mark, Stamp
 from core.event import Event
 from core.idempotency import Ask, Item
 from core.recent import Line
-from core.replay import Placement, ReplayRequest
+from core.replay import Gone, Placement, ReplayRequest
 
 PORTION = 200  # events that are stamped or delivered in one turn of the event loop
 PAGE_EVENTS = 1000
@@ -50,18 +50,11 @@ class Remembered(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A part of the backlog: the lines between two positions."""
+    """A part of the backlog: what is held of the lines between two positions."""
 
     end: int  # position up to which it goes; there may be no line at it
     lines: Sequence[Line]
-
-
-class EventsGoneError(Exception):
-    """What was to be read next has left the backlog. position: of the latest event that has."""
-
-    def __init__(self, position: int) -> None:
-        super().__init__("what it needs next has left the backlog")
-        self.position = position
+    gone: Gone = Gone()  # what had left, at the latest, when it was read
 
 
 class Store(Protocol):
@@ -69,9 +62,12 @@ class Store(Protocol):
 
     durable: bool  # a batch is stored whole or not at all, and answers are remembered over a restart
 
-    @property
-    def end(self) -> int:
-        """The position of the last event that was delivered."""
+    def end(self, *, private: bool) -> int:
+        """The position of the last event that was delivered, of those that a subscriber may see.
+
+        Here as everywhere, private: whether it may see private events. What is published privately must not
+        decide which way others' subscriptions take: it would show in the time that they take.
+        """
 
     async def start(self, now: Mark) -> Mark:
         """Open what it needs. What stamps have to come after. Raises StartError.
@@ -106,8 +102,8 @@ class Store(Protocol):
         ask, items: remember the answer, or where the events came from, together with the events.
         """
 
-    async def settle(self, position: int) -> None:
-        """Wait until all that was appended has been delivered, or refused.
+    async def settle(self, position: int, *, private: bool) -> None:
+        """Wait until all that a subscriber may see of what was appended has been delivered, or refused.
 
         position: about to be handed out; no later life will give an event one below it.
         """
@@ -115,14 +111,13 @@ class Store(Protocol):
     async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:
         """Where a subscriber begins to read, and what it is told. now: where live events begin.
 
-        private: whether it may see private events, so that those count which have left.
         Raises Refused(503) if that cannot be found out.
         """
 
     async def read(self, after: int, *, private: bool) -> Page:
         """What comes next: public events, and private ones if asked for. Does not suspend near the end.
 
-        Raises EventsGoneError, StoreError.
+        Raises StoreError.
         """
 
 
@@ -134,10 +129,13 @@ class Unstored:
     """A store that keeps nothing: events go out at once."""
 
     durable = False
-    end = 0
 
     def __init__(self, outlet: Outlet) -> None:
         self._outlet = outlet
+
+    def end(self, *, private: bool) -> int:  # noqa: ARG002
+        """Nothing can be read."""
+        return 0
 
     async def start(self, now: Mark) -> Mark:
         """There is nothing to open."""
@@ -171,7 +169,7 @@ class Unstored:
             self._outlet.deliver(event)
         return accepted(events)
 
-    async def settle(self, position: int) -> None:
+    async def settle(self, position: int, *, private: bool) -> None:
         """Nothing waits."""
 
     async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:  # noqa: ARG002

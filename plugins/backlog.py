@@ -10,17 +10,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from core.cursor import Mark
+from core.cursor import Mark, position_of
 from core.event import Event
 from core.idempotency import Ask, Item
 from core.recent import Recent
-from core.replay import Placement, Reach, ReplayRequest, judge_since, place_cursor
+from core.replay import NOTHING, Gone, Placement, Reach, ReplayRequest, judge_since, place, place_cursor
 from core.settings import BacklogConfig
 from core.store import (
     PAGE_BYTES,
     PAGE_EVENTS,
     Accepted,
-    EventsGoneError,
     Outlet,
     Page,
     Remembered,
@@ -36,7 +35,8 @@ class Kind:
 
     def __init__(self) -> None:
         self.recent = Recent()
-        self.lost: Mark | None = None  # the latest event that has left the backlog
+        self.end = 0  # position of the last event that was delivered
+        self.lost = NOTHING  # the latest event that has left the backlog
         self.in_memory_after = 0  # position: what the backlog holds from later on is in `recent`
 
     def drop_oldest(self) -> Mark:
@@ -58,14 +58,13 @@ class Backlog:
         self._clock = clock
         self._public = Kind()
         self._private = Kind()
+        self._kinds = {"public": self._public, "private": self._private}
         self._began = Mark(0, 0.0)
         self._from_the_start = False  # an earlier life, if there was one, left nothing behind
-        self._end = 0
 
-    @property
-    def end(self) -> int:
-        """The position of the last event that was delivered."""
-        return self._end
+    def end(self, *, private: bool) -> int:
+        """The position of the last event that was delivered, of those that a subscriber may see."""
+        return max(self._public.end, self._private.end) if private else self._public.end
 
     # A life
 
@@ -93,7 +92,7 @@ class Backlog:
     async def prune(self) -> None:
         """Let go of what is too old by now."""
         before = self._clock() - self._config.max_age
-        for kind in (self._public, self._private):
+        for kind in self._kinds.values():
             while kind.recent and kind.recent.oldest.timestamp < before:
                 kind.lost = kind.drop_oldest()
 
@@ -124,7 +123,7 @@ class Backlog:
         kind = self._private if event.path.private else self._public
         kind.recent.add(event)
         self._bound(kind)
-        self._end = event.stamp.position
+        kind.end = event.stamp.position
         self._outlet.deliver(event)
 
     def _bound(self, kind: Kind) -> None:
@@ -133,7 +132,7 @@ class Backlog:
 
     # Reading
 
-    async def settle(self, position: int) -> None:
+    async def settle(self, position: int, *, private: bool) -> None:
         """Nothing waits."""
 
     def _seen(self, private: bool) -> tuple[Kind, ...]:
@@ -144,36 +143,30 @@ class Backlog:
         if asked is None:
             return Placement(now.position, None)
         if asked.cursor is not None:
-            return place_cursor(asked.cursor, self._reach(private), now.position)
+            return place_cursor(position_of(asked.cursor), self._reach(private), now.position)
         since = asked.since or 0.0
         first = await self._first_since(since, private)
         # the verdict after the look at the events: what has left before it is among what is lost
-        verdict = judge_since(since, self._reach(private))
-        return Placement(now.position if first is None else first - 1, verdict)
+        reach = self._reach(private)
+        return place(now.position if first is None else first - 1, judge_since(since, reach), reach)
 
     def _reach(self, private: bool) -> Reach:
-        return Reach(self._began, self._lost(private), self._from_the_start)
-
-    def _lost(self, private: bool) -> Mark | None:
-        """The latest event that has left, of the kinds that a subscriber may see."""
-        return max((kind.lost for kind in self._seen(private) if kind.lost), default=None)
+        lost = self._private.lost if private else NOTHING
+        return Reach(self._began, self._public.lost, lost, self._from_the_start)
 
     async def _first_since(self, timestamp: float, private: bool) -> int | None:
         """The position of the first event at that time or later, None if there is none."""
         found = (kind.recent.first_since(timestamp) for kind in self._seen(private))
         return min((position for position in found if position is not None), default=None)
 
-    def _check_held(self, after: int, private: bool) -> None:
-        """Raises EventsGoneError if something after that position has left."""
-        lost = self._lost(private)
-        if lost and after < lost.position:
-            raise EventsGoneError(lost.position)
-
     async def read(self, after: int, *, private: bool) -> Page:
         """What comes next."""
         kinds = self._seen(private)
-        self._check_held(after, private)
         found = [kind.recent.after(after, PAGE_EVENTS, PAGE_BYTES) for kind in kinds]
         # a kind of which there is more may have an event right behind its page
-        end = min((lines[-1].position for lines, more in found if more), default=self._end)
-        return Page(end, sorted(line for lines, _ in found for line in lines if line.position <= end))
+        end = min(
+            (lines[-1].position for lines, more in found if more),
+            default=max(after, self.end(private=private)),
+        )
+        lines = sorted(line for lines, _ in found for line in lines if line.position <= end)
+        return Page(end, lines, Gone(*(kind.lost.position for kind in kinds)))

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +19,13 @@ from core.errors import StartError
 from core.event import Event
 from core.idempotency import MAX_ITEMS, MAX_REMEMBERED, Ask, Item
 from core.recent import Line
-from core.store import PAGE_BYTES, PAGE_EVENTS, Accepted, Remembered, StoreError
+from core.replay import NOTHING, Gone
+from core.store import PAGE_BYTES, PAGE_EVENTS, Accepted, Page, Remembered, StoreError
 
 _APPLICATION_ID = 0x50505362  # "PPSb", in the file's header
 _VERSION = 1
 _LOCK_TIMEOUT = 2.0  # seconds that a lock of another program is waited for
-_RESERVED_AHEAD = TICKS_PER_SECOND  # positions
+RESERVED_AHEAD = TICKS_PER_SECOND  # positions
 _LOG_SIZE = 16 * 1024**2  # bytes to which SQLite's log is cut back after a burst
 _PRUNED_AT_ONCE = 1000  # so that no commit waits for long
 KINDS = ("public", "private")
@@ -54,12 +55,16 @@ CREATE TABLE answers (
 CREATE INDEX answers_at ON answers (at);
 """
 
-_ITEMS = """
+_LATER_TABLES = """
 CREATE TABLE IF NOT EXISTS items (  -- of queues, that events came from; position: of the last event beside it
     queue TEXT NOT NULL, id BLOB NOT NULL, position INTEGER NOT NULL, until REAL NOT NULL,
     PRIMARY KEY (queue, id)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS items_until ON items (queue, until);
+CREATE TABLE IF NOT EXISTS imported (  -- the cursors of 0.7's, of events that came from its file
+    cursor TEXT PRIMARY KEY, position INTEGER NOT NULL,
+    whole INTEGER NOT NULL  -- whether all that 0.7 published after it came as well
+) WITHOUT ROWID;
 """
 
 _NEXT = "SELECT position, path, line, crc FROM {kind} WHERE position > :after AND position <= :upto"
@@ -86,7 +91,7 @@ class Life(NamedTuple):
     began: Mark
     from_the_start: bool
     last: Mark  # no later stamp has been given
-    end: int  # position of the last event
+    ends: dict[str, int]  # by kind: position of the last event
 
 
 class BacklogFile:
@@ -106,10 +111,9 @@ class BacklogFile:
         # whether a COMMIT has failed: its publishers were refused, but SQLite may find it in its log again
         self.has_failed = False
         self._wal_inode: int | None = None  # of the file beside it, once that is there
-        self.reserved = 0  # position up to which positions may be given away
         # by kind: the latest event that has left. It is known here before it is committed: a reader on whom
         # events leave asks after it has read, and must not believe that it has got all
-        self.lost: dict[str, Mark] = {}
+        self.lost = dict.fromkeys(KINDS, NOTHING)
 
     def open(self, now: Mark, *, from_the_start: bool) -> Life:
         """Open the file, or make it: its memory begins now. Raises OSError, StartError, StoreError.
@@ -123,7 +127,9 @@ class BacklogFile:
         with self._database_errors():
             if self._is_empty():
                 self._create(now, from_the_start)
-            self._writing().executescript(_ITEMS)  # which files of earlier versions lack, and do not miss
+            self._writing().executescript(
+                _LATER_TABLES
+            )  # which files of earlier versions lack, and do not miss
             return self._read_life()
 
     def _is_empty(self) -> bool:
@@ -154,27 +160,41 @@ class BacklogFile:
     def _read_life(self) -> Life:
         connection = self._writing()
         row = connection.execute("SELECT * FROM life").fetchone()
-        last = [
-            connection.execute(
+        newest = {
+            kind: connection.execute(
                 f"SELECT position, timestamp FROM {kind} ORDER BY position DESC LIMIT 1"  # noqa: S608
             ).fetchone()
             for kind in KINDS
-        ]
+        }
         lost = connection.execute("SELECT kind, lost_position, lost_timestamp FROM kinds").fetchall()
         if row is None or len(lost) != len(KINDS):
             raise StoreError(f"{self._path}: is damaged: it lacks what it was made with")
-        began_position, began_timestamp, from_the_start, self.reserved = row
-        self.lost = {kind: Mark(position, timestamp) for kind, position, timestamp in lost if position}
-        events = [Mark(*mark) for mark in last if mark] + list(self.lost.values())
-        end = max((mark.position for mark in events), default=0)
-        timestamp = max((mark.timestamp for mark in events), default=0.0)
-        began, last_stamp = Mark(began_position, began_timestamp), Mark(max(self.reserved, end), timestamp)
-        return Life(began, bool(from_the_start), last_stamp, end)
+        began_position, began_timestamp, from_the_start, reserved = row
+        self.lost |= {kind: Mark(position, timestamp) for kind, position, timestamp in lost if position}
+        last = {kind: Mark(*mark) if mark else self.lost[kind] for kind, mark in newest.items()}
+        ends = {kind: mark.position for kind, mark in last.items()}
+        timestamp = max(0.0, *(mark.timestamp for mark in last.values()))
+        return Life(
+            Mark(began_position, began_timestamp),
+            bool(from_the_start),
+            Mark(max(reserved, *ends.values()), timestamp),
+            ends,
+        )
 
     def begin(self, began: Mark) -> None:
         """Say that the memory begins there, with events that are imported."""
         with self._transaction() as connection:
             connection.execute("UPDATE life SET began_position = ?, began_timestamp = ?", began)
+
+    def name_imported(self, cursors: Mapping[str, int]) -> None:
+        """Keep the cursors that 0.7 gave to events, with their positions."""
+        with self._transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO imported VALUES (?, ?, 0)", cursors.items())
+
+    def mark_whole(self, after: int) -> None:
+        """Say that of what 0.7 published after that position everything has come."""
+        with self._transaction() as connection:
+            connection.execute("UPDATE imported SET whole = 1 WHERE position > ?", (after,))
 
     # Writing
 
@@ -211,16 +231,14 @@ class BacklogFile:
             ]
             if items:
                 connection.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?)", items)
-            reserved = _reserve(connection, last)
+            _reserve(connection, last)
             self.lost = self.lost | lost
-        self.reserved = reserved
         self.has_failed = False
 
     def reserve(self, position: int) -> None:
-        """Promise that no later life gives an event that position or one below it."""
+        """Promise that no later life gives an event that position, or one up to RESERVED_AHEAD above it."""
         with self._transaction() as connection:
-            reserved = _reserve(connection, position)
-        self.reserved = reserved
+            _reserve(connection, position)
 
     def push_out(self) -> None:
         """Let go of what is more than `size`, which may be less than it was in an earlier life."""
@@ -295,8 +313,8 @@ class BacklogFile:
                 {"queue": queue, "now": now},
             ).fetchall()
 
-    def read(self, after: int, upto: int, kinds: Sequence[str]) -> list[Line]:
-        """The next events of those kinds. Ask `lost` afterwards whether some of them may be missing."""
+    def read(self, after: int, upto: int, kinds: Sequence[str]) -> Page:
+        """The next events of those kinds, up to a position."""
         select = " UNION ALL ".join(_NEXT.format(kind=kind) for kind in kinds)
         lines: list[Line] = []
         size = 0
@@ -310,7 +328,19 @@ class BacklogFile:
                     break
                 lines.append(Line(position, path, line))
             rows.close()  # or the file's log could not be cut back
-        return lines
+        gone = Gone(*(self.lost[kind].position for kind in kinds))  # by now: see there
+        return Page(lines[-1].position if lines else upto, lines, gone)
+
+    def imported(self, cursor: str) -> tuple[int, bool] | None:
+        """Where an event is that came with this cursor of 0.7's, and whether all that followed it came too.
+
+        None if there is no such event.
+        """
+        with self._reading() as connection:
+            row = connection.execute(
+                "SELECT position, whole FROM imported WHERE cursor = ?", (cursor,)
+            ).fetchone()
+        return (row[0], bool(row[1])) if row else None
 
     def first_since(self, timestamp: float, upto: int, kinds: Sequence[str]) -> int | None:
         """The position of the first event of those kinds at that time or later."""
@@ -465,8 +495,5 @@ def _forget_items(connection: sqlite3.Connection, now: float) -> None:
         )
 
 
-def _reserve(connection: sqlite3.Connection, position: int) -> int:
-    connection.execute("UPDATE life SET reserved = max(reserved, ?)", (position + _RESERVED_AHEAD,))
-    (reserved,) = connection.execute("SELECT reserved FROM life").fetchone()
-    assert isinstance(reserved, int)  # noqa: S101 (as the table has it)
-    return reserved
+def _reserve(connection: sqlite3.Connection, position: int) -> None:
+    connection.execute("UPDATE life SET reserved = max(reserved, ?)", (position + RESERVED_AHEAD,))

@@ -15,11 +15,12 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from core.cursor import TICKS_PER_SECOND, Mark, stamp_at
 from core.errors import Refused, StartError
 from core.event import MAX_DEPTH, Event, opening_of, too_deep
+from core.replay import is_cursor
 from core.store import Accepted
 from core.topics import publish_path
 from plugins.backlog_file import BacklogFile, Write
@@ -30,6 +31,13 @@ _BATCH = 1000  # events of a transaction
 _HEAD = 64 * 1024  # bytes of a file by which it is told what it is
 _OF_0_7 = re.compile(rb'^\{"timestamp": ', re.MULTILINE)  # how its lines begin
 _SUFFIXES = ("", "-wal", "-shm", "-journal")  # of SQLite's files
+
+
+class _Old(NamedTuple):
+    """An event of an old file."""
+
+    event: Event
+    cursor: str | None  # that 0.7 gave it, a random UUID
 
 
 def is_old_backlog(path: Path) -> bool:
@@ -72,37 +80,45 @@ def _remove(path: Path) -> None:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
-def _fill(new: BacklogFile, events: Iterator[Event | None], path: Path, now: Mark) -> int:
+def _fill(new: BacklogFile, olds: Iterator[_Old | None], path: Path, now: Mark) -> int:
     """Store events. How many.
 
-    The new backlog knows the cursors of all of them, but for replays by time it begins after the last line
-    that was skipped. Raises StartError if there are none, and the old file does not look as if there ever
-    had been.
+    The new backlog knows the cursors of all of them, but for replays by time, and by cursors of 0.7's, it
+    begins after the last line that was skipped. Raises StartError if there are none, and the old file does
+    not look as if there ever had been.
     """
     count = 0
     began_position, began_timestamp = now
+    whole_after = 0  # position of the last event before a line that was skipped
     skipped = True  # as what came before the first line
-    while portion := list(itertools.islice(events, _BATCH)):
-        batch = []
-        for event in portion:
-            if event is None:
+    while portion := list(itertools.islice(olds, _BATCH)):
+        batch: list[Event] = []
+        cursors: dict[str, int] = {}
+        for old in portion:
+            if old is None:
                 skipped = True
                 continue
+            event, cursor = old
             batch.append(event)
             if skipped:
+                whole_after = event.stamp.position - 1
                 began_timestamp, skipped = event.stamp.timestamp, False
+            if cursor is not None:
+                cursors[cursor] = event.stamp.position
         if batch:
             began_position = min(began_position, batch[0].stamp.position - 1)
             accepted = Accepted(batch[-1].stamp, len(batch))
             new.store([Write(batch, None, accepted)], end=0, now=now.timestamp)
+            new.name_imported(cursors)
             count += len(batch)
+    new.mark_whole(after=now.position if skipped else whole_after)
     if not count and not _OF_0_7.search(_head(path)):
         raise StartError(f"server.backlog.storage: {path}: is no backlog: there is not one event in it")
     new.begin(Mark(began_position, now.timestamp if skipped else began_timestamp))
     return count
 
 
-def _events(path: Path, max_line_size: int, now: Mark) -> Iterator[Event | None]:
+def _events(path: Path, max_line_size: int, now: Mark) -> Iterator[_Old | None]:
     """The events of an old file, stamped in their order.
 
     None where there is none to be had: the line's number is reported.
@@ -114,6 +130,7 @@ def _events(path: Path, max_line_size: int, now: Mark) -> Iterator[Event | None]
                 continue
             try:
                 at, event_path, payload = _read(line)
+                cursor = payload.get("pubsub_cursor")
                 opening = opening_of(payload, publish_path(event_path), max_line_size)
             except (Refused, ValueError, KeyError, TypeError, RecursionError) as error:
                 log.warning("%s: line %d skipped: %s", path, number, _reason(error))
@@ -121,7 +138,8 @@ def _events(path: Path, max_line_size: int, now: Mark) -> Iterator[Event | None]
                 continue
             timestamp = min(max(timestamp, at), now.timestamp)  # never less than that of the event before
             position = max(position + 1, int(timestamp * TICKS_PER_SECOND))
-            yield Event(publish_path(event_path), opening, stamp_at(position, timestamp))
+            event = Event(publish_path(event_path), opening, stamp_at(position, timestamp))
+            yield _Old(event, cursor if isinstance(cursor, str) and is_cursor(cursor) else None)
 
 
 def _read(line: bytes) -> tuple[float, str, dict[str, Any]]:

@@ -17,16 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple, ParamSpec, TypeVar
 
-from core.cursor import Mark
+from core.cursor import Mark, position_of
 from core.errors import RETRY_AFTER, Refused, StartError
 from core.event import Event
 from core.idempotency import Ask, Item
-from core.recent import Line
-from core.replay import Placement, ReplayRequest
+from core.replay import NOTHING, Placement, Reach, ReplayRequest, place, place_cursor
 from core.settings import ServerConfig
 from core.store import PORTION, Accepted, Outlet, Page, Remembered, StoreError
 from plugins.backlog import Backlog, Kind
-from plugins.backlog_file import KINDS, BacklogFile, Write
+from plugins.backlog_file import KINDS, RESERVED_AHEAD, BacklogFile, Write
 from plugins.backlog_import import import_old_backlog, is_old_backlog
 
 log = logging.getLogger("pypubsub.backlog")
@@ -81,13 +80,16 @@ class StoredBacklog(Backlog):
         self._path: Final = path
         self._max_line_size = server.max_line_size
         self._file = BacklogFile(path, server.backlog.size, server.idempotency_window)
-        self._pages: OrderedDict[tuple[int, Sequence[str]], asyncio.Task[list[Line]]] = OrderedDict()
+        self._pages: OrderedDict[tuple[int, Sequence[str]], asyncio.Task[Page]] = OrderedDict()
         self._lock: int | None = None  # open file
         self._writing = ThreadPoolExecutor(1, "backlog writer")
         self._reading = ThreadPoolExecutor(1, "backlog reader")
         self._waiting: list[_Waiting] = []
         self._anything_waits = asyncio.Event()
-        self._last: asyncio.Future[Accepted] | None = None  # of what was appended
+        # by whether it is private: the last of what was appended
+        self._appended: dict[bool, asyncio.Future[Accepted]] = {}
+        # by whether they may see private events: position up to which others may be given to subscribers
+        self._reserved = {False: 0, True: 0}
         self._reservation = asyncio.Lock()
         self._can_write = _Ability("write", path, "publishers are refused")
         self._can_read = _Ability("read", path, "replays from it are refused or break off")
@@ -119,9 +121,9 @@ class StoredBacklog(Backlog):
             raise StartError(f"server.backlog.storage: {where}: {error.strerror}") from error
         except StoreError as error:
             raise StartError(f"server.backlog.storage: {error}") from error
-        self._began, self._from_the_start, self._end = life.began, life.from_the_start, life.end
-        for kind in (self._public, self._private):
-            kind.in_memory_after = life.end
+        self._began, self._from_the_start = life.began, life.from_the_start
+        for name, kind in self._kinds.items():
+            kind.end = kind.in_memory_after = life.ends[name]
         try:
             self._file.push_out()
             while self._file.prune(self._oldest_kept(), self._clock()):
@@ -148,8 +150,12 @@ class StoredBacklog(Backlog):
 
     async def flush(self) -> None:
         """Wait until everything appended is delivered or refused."""
-        while self._last and not self._last.done():
-            await asyncio.wait([self._last])
+        while under_way := self._under_way(private=True):
+            await asyncio.wait(under_way)
+
+    def _under_way(self, *, private: bool) -> list[asyncio.Future[Accepted]]:
+        """The last of what was appended, of each kind that a subscriber may see, while it is not stored."""
+        return [done for kind, done in self._appended.items() if kind <= private and not done.done()]
 
     async def stop(self) -> None:
         """Close the file."""
@@ -177,7 +183,8 @@ class StoredBacklog(Backlog):
         write = Write(events, ask, Accepted(events[-1].stamp, len(events)), items)
         self._waiting.append(_Waiting(write, done))
         self._anything_waits.set()
-        self._last = done
+        for private in {event.path.private for event in events}:
+            self._appended[private] = done
         return done
 
     async def _write_groups(self) -> None:
@@ -188,7 +195,7 @@ class StoredBacklog(Backlog):
             group, self._waiting = self._waiting, []
             writes = [each.write for each in group]
             try:
-                await self._in(self._writing, self._file.store, writes, self._end, self._clock())
+                await self._in(self._writing, self._file.store, writes, self.end(private=True), self._clock())
             except StoreError as error:
                 self._can_write.fails(error)
                 self._refuse(group)
@@ -227,7 +234,7 @@ class StoredBacklog(Backlog):
             while await self._in(self._writing, self._file.prune, self._oldest_kept(), self._clock()):
                 self._drop_lost()
             if not self._can_write.there:  # a write that changes something tells whether it can again
-                await self._in(self._writing, self._file.reserve, self._end)
+                await self._in(self._writing, self._file.reserve, self.end(private=True))
                 self._can_write.works()
         except StoreError as error:
             self._can_write.fails(error)
@@ -237,53 +244,71 @@ class StoredBacklog(Backlog):
         return self._clock() - (self._config.max_age or math.inf)
 
     def _drop_lost(self) -> None:
-        for name, kind in zip(KINDS, (self._public, self._private), strict=True):
-            lost = self._file.lost.get(name)
-            while lost and kind.recent and kind.recent.oldest.position <= lost.position:
+        for name, kind in self._kinds.items():
+            kind.lost = self._file.lost[name]
+            while kind.recent and kind.recent.oldest.position <= kind.lost.position:
                 kind.drop_oldest()
 
-    def _lost(self, private: bool) -> Mark | None:
-        kinds = kinds_seen(private)
-        return max((mark for kind, mark in self._file.lost.items() if kind in kinds), default=None)
+    def _reach(self, private: bool) -> Reach:
+        lost = self._file.lost  # which knows it first
+        return Reach(
+            self._began, lost["public"], lost["private"] if private else NOTHING, self._from_the_start
+        )
 
     # Reading
 
-    async def settle(self, position: int) -> None:
-        """Wait until all that was appended has been delivered, and the position is safe from a later life."""
-        if self._last and not self._last.done():
-            await asyncio.wait([self._last])
-        if position <= self._file.reserved:
+    async def settle(self, position: int, *, private: bool) -> None:
+        """Wait until what was appended has been delivered, and the position is safe from a later life."""
+        if under_way := self._under_way(private=private):
+            await asyncio.wait(under_way)
+        # with each event that is stored, some positions after it are
+        if position <= max(self._reserved[private], self.end(private=private) + RESERVED_AHEAD):
             return
         async with self._reservation:
             # while nothing can be written, only a clock set back at a crash could give a position away twice
-            if position > self._file.reserved and self._can_write.there:
+            if position > self._reserved[private] and self._can_write.there:
                 try:
                     await self._in(self._writing, self._file.reserve, position)
                 except StoreError as error:
                     self._can_write.fails(error)
+                else:
+                    self._reserved[private] = position + RESERVED_AHEAD
 
     async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:
         """Where a subscriber begins to read, and what it is told."""
         try:
+            if asked and asked.cursor is not None and position_of(asked.cursor) is None:
+                return await self._place_imported(asked.cursor, now, private)
             return await super().place(asked, now, private=private)
         except StoreError as error:
             raise Refused(503, "the backlog cannot be read: ask again", headers=RETRY_AFTER) from error
 
+    async def _place_imported(self, cursor: str, now: Mark, private: bool) -> Placement:
+        """Where to go on after a cursor of 0.7's: a place if its event was imported."""
+        found = await self._in_reader(self._file.imported, cursor)
+        reach = self._reach(private)
+        if found is None:
+            return place_cursor(None, reach, now.position)
+        position, whole = found
+        held = whole and position >= max(reach.began.position, reach.lost.position)
+        return place(position, "complete" if held else "partial", reach)
+
     async def _first_since(self, timestamp: float, private: bool) -> int | None:
-        return await self._in_reader(self._file.first_since, timestamp, self._end, kinds_seen(private))
+        upto = self.end(private=private)
+        return await self._in_reader(self._file.first_since, timestamp, upto, kinds_seen(private))
 
     async def read(self, after: int, *, private: bool) -> Page:
         """What comes next: from memory, or older events from the file."""
         if all(after >= kind.in_memory_after for kind in self._seen(private)):
             return await super().read(after, private=private)
-        upto = self._end  # what is stored beyond has not been delivered yet
-        kinds = kinds_seen(private)
-        lines = await self._page(after, upto, kinds)
-        self._check_held(after, private)  # after the page was read: see BacklogFile.lost
-        return Page(lines[-1].position if lines else upto, lines)
+        return await self._page(after, kinds_seen(private), self.end(private=private))
 
-    async def _page(self, after: int, upto: int, kinds: Sequence[str]) -> list[Line]:
-        """A page of the file, read once for all who come from the same place at about the same time."""
+    async def _page(self, after: int, kinds: Sequence[str], upto: int) -> Page:
+        """A page of the file, read once for all who come from the same place at about the same time.
+
+        upto: the end of what has been delivered; what is stored beyond must not be read yet. For those who
+        come later it may be further on: the page says how far it was read.
+        """
         key = (after, kinds)
         page = self._pages.get(key)
         if page is None:
@@ -294,7 +319,7 @@ class StoredBacklog(Backlog):
                 self._pages.popitem(last=False)
         return await asyncio.shield(page)  # others may wait for it too
 
-    def _forget_failed_page(self, key: tuple[int, Sequence[str]], page: asyncio.Task[list[Line]]) -> None:
+    def _forget_failed_page(self, key: tuple[int, Sequence[str]], page: asyncio.Task[Page]) -> None:
         if page.cancelled() or page.exception():
             self._pages.pop(key, None)
 

@@ -26,12 +26,14 @@ PING = b"ping\n"
 class Pages(Unstored):
     """A backlog of events at the positions 1, 2, 3, ..., which is asked for in another turn of the loop."""
 
-    end = EVENTS
-
     def __init__(self, fanout: Fanout) -> None:
         super().__init__(fanout)
         self.lines = [Line(n, PATHS[n % len(PATHS)], b'{"n": %d}\n' % n) for n in range(1, EVENTS + 1)]
         self.reading: Callable[[], None] | None = None  # called once, while somebody waits for a page
+
+    def end(self, *, private: bool) -> int:  # noqa: ARG002
+        """The last of them."""
+        return EVENTS
 
     async def read(self, after: int, *, private: bool) -> Page:
         """What comes next."""

@@ -211,10 +211,48 @@ async def test_a_time_from_the_first_event_on_is_complete(storage: Path, start_d
         assert (got, [event["n"] for event in events]) == (verdict, list(range(first, 5)))
 
 
-async def test_an_old_cursor_is_unknown(imported: Daemon) -> None:
+async def test_an_old_cursor_that_is_not_in_the_file_is_unknown(imported: Daemon) -> None:
     """It says nothing about a place: nothing is replayed."""
-    for cursor in (CURSOR_OF_0_7, "0171c41a-3000-4d5f-8a5f-0f4c8a1e6f9b", str(uuid.uuid4())):
+    for cursor in ("0171c41a-3000-4d5f-8a5f-0f4c8a1e6f9b", str(uuid.uuid4())):
         assert await replay(imported, {"X-Fetch-Since-Cursor": cursor}) == ("unknown", [])
+
+
+async def test_an_old_cursor_from_before_a_line_that_was_skipped_is_partial(imported: Daemon) -> None:
+    """What could be read of all that came after its event is replayed."""
+    _, everything = await replay(imported)
+    expected = ("partial", everything[2:])
+    assert await replay(imported, {"X-Fetch-Since-Cursor": CURSOR_OF_0_7}) == expected
+
+
+async def test_an_old_cursor_in_the_file_is_a_place(storage: Path, start_daemon: StartDaemon) -> None:
+    """Who has followed 0.7 goes on exactly where it was, by the cursor of a public event or a private one.
+
+    Also after what has been published since, a restart, and a loss that came before its place.
+    """
+    cursors = [str(uuid.uuid4()) for _ in range(8)]
+    write(
+        storage,
+        b"".join(entry(n, {"n": n, "pubsub_cursor": cursors[n]}, private=n == 5) for n in range(8)),
+    )
+    daemon = start_daemon(config(storage))
+    public = [0, 1, 2, 3, 4, 6, 7]
+
+    async def check(numbers_held: list[int], lost: int = -1) -> None:
+        for n, cursor in enumerate(cursors):
+            verdict, events = await replay(daemon, {"X-Fetch-Since-Cursor": cursor})
+            assert verdict == ("complete" if n >= lost else "partial")
+            assert numbers(events) == [number for number in numbers_held if number > n]
+
+    await check(public)
+    daemon.stop()
+    daemon.start()
+    await check(public)
+    await daemon.put("/fruits/apples", {"n": 8})
+    await check([*public, 8])
+    daemon.stop()
+    daemon.config["server"]["backlog"]["size"] = 4
+    daemon.start()
+    await check([4, 6, 7, 8], lost=3)
 
 
 async def test_private_events_are_kept_and_not_shown(imported: Daemon) -> None:

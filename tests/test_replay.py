@@ -4,9 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.cursor import Mark, stamp_at
+from core.cursor import Mark, position_of, stamp_at
 from core.errors import Refused
-from core.replay import Placement, Reach, ReplayRequest, judge_since, place_cursor, replay_request
+from core.replay import (
+    NOTHING,
+    Gone,
+    Placement,
+    Reach,
+    ReplayRequest,
+    judge_since,
+    place_cursor,
+    replay_request,
+)
 
 NOW = 1_795_489_256.25  # 2026-11-24T03:00:56.25Z
 CURSOR = "01a20b7f-d3af-74d1-a23e-780b7e8b7f37"
@@ -85,46 +94,57 @@ IN_MEMORY, NEW_FILE = False, True  # whether nothing was ever lost by a restart
 @pytest.mark.parametrize(
     ("asked", "lost", "expected"),
     [
-        (3000, None, Placement(3000, "complete")),
-        (1000, None, Placement(1000, "complete")),
-        (999, None, Placement(0, "unknown")),  # from before the memory began: what is held is sent
-        (999, LOST, Placement(2000, "unknown")),
-        (1999, LOST, Placement(2000, "partial")),
+        (3000, NOTHING, Placement(3000, "complete")),
+        (1000, NOTHING, Placement(1000, "complete")),
+        # from before the memory began: what is held after it is sent
+        (999, NOTHING, Placement(999, "unknown", Gone(1000, 1000))),
+        (999, LOST, Placement(999, "unknown", Gone(2000, 1000))),
+        (1999, LOST, Placement(1999, "partial", Gone(2000, 2000))),
         (2000, LOST, Placement(2000, "complete")),  # the event that has left is the one it has seen
         (9000, LOST, Placement(9000, "complete")),
-        (9001, LOST, Placement(9000, "unknown")),  # from the future: nothing
-        (OTHER, None, Placement(9000, "unknown")),  # of another kind: nothing
+        (9001, LOST, Placement(9000, "unknown", Gone(9001, 9001))),  # from the future: nothing
+        (OTHER, NOTHING, Placement(9000, "unknown", Gone(9001, 9001))),  # of another kind: nothing
     ],
 )
-def test_the_place_of_a_cursor(asked: int | str, lost: Mark | None, expected: Placement) -> None:
+def test_the_place_of_a_cursor(asked: int | str, lost: Mark, expected: Placement) -> None:
     """It is found by order alone, whether or not the event is held or may be seen. asked: its position."""
     cursor = asked if isinstance(asked, str) else stamp_at(asked, 0.0).cursor
-    assert place_cursor(cursor, Reach(BEGAN, lost, from_the_start=IN_MEMORY), END) == expected
+    reach = Reach(BEGAN, lost, NOTHING, from_the_start=IN_MEMORY)
+    assert place_cursor(position_of(cursor), reach, END) == expected
+
+
+def test_each_kind_of_events_is_missing_up_to_where_it_has_left() -> None:
+    """So what is held of the other is sent."""
+    for public, private, missing in ((LOST, NOTHING, Gone(2000, 1501)), (NOTHING, LOST, Gone(1501, 2000))):
+        placement = place_cursor(1500, Reach(BEGAN, public, private, from_the_start=IN_MEMORY), END)
+        assert placement == Placement(1500, "partial", missing)
 
 
 def test_a_cursor_in_capitals_is_the_same_place() -> None:
     """As RFC 9562 section 4 has it for UUIDs."""
     cursor = stamp_at(3000, 0.0).cursor.upper()
-    assert place_cursor(cursor, Reach(BEGAN, None, from_the_start=IN_MEMORY), END).after == 3000
+    reach = Reach(BEGAN, NOTHING, NOTHING, from_the_start=IN_MEMORY)
+    assert place_cursor(position_of(cursor), reach, END).after == 3000
 
 
 @pytest.mark.parametrize(
     ("since", "lost", "start", "verdict"),
     [
-        (BEGAN.timestamp + 50, None, IN_MEMORY, "complete"),
-        (BEGAN.timestamp, None, IN_MEMORY, "complete"),
-        (BEGAN.timestamp - 0.1, None, IN_MEMORY, "partial"),
-        (99.9, None, IN_MEMORY, "partial"),
-        (1.5e9, None, NEW_FILE, "partial"),  # something may have been published there, and not stored
-        (99.9, None, NEW_FILE, "complete"),  # everything that is held
-        (0.0, None, IN_MEMORY, "partial"),
-        (-1.0, None, NEW_FILE, "complete"),
+        (BEGAN.timestamp + 50, NOTHING, IN_MEMORY, "complete"),
+        (BEGAN.timestamp, NOTHING, IN_MEMORY, "complete"),
+        (BEGAN.timestamp - 0.1, NOTHING, IN_MEMORY, "partial"),
+        (99.9, NOTHING, IN_MEMORY, "partial"),
+        (1.5e9, NOTHING, NEW_FILE, "partial"),  # something may have been published there, and not stored
+        (99.9, NOTHING, NEW_FILE, "complete"),  # everything that is held
+        (0.0, NOTHING, IN_MEMORY, "partial"),
+        (-1.0, NOTHING, NEW_FILE, "complete"),
         (-1.0, LOST, NEW_FILE, "partial"),
         (LOST.timestamp, LOST, NEW_FILE, "partial"),  # the event that has left was of that very moment
         (LOST.timestamp + 0.1, LOST, IN_MEMORY, "complete"),
         (1e12, LOST, IN_MEMORY, "complete"),
     ],
 )
-def test_the_verdict_on_a_time(since: float, lost: Mark | None, start: bool, verdict: str) -> None:
-    """Complete only if nothing of that time or later can be missing."""
-    assert judge_since(since, Reach(BEGAN, lost, from_the_start=start)) == verdict
+def test_the_verdict_on_a_time(since: float, lost: Mark, start: bool, verdict: str) -> None:
+    """Complete only if nothing of that time or later can be missing, public or private."""
+    for public, private in ((lost, NOTHING), (NOTHING, lost)):
+        assert judge_since(since, Reach(BEGAN, public, private, from_the_start=start)) == verdict

@@ -15,9 +15,9 @@ from core import store as store_module
 from core.cursor import Mark, Stamps
 from core.event import Event
 from core.idempotency import Ask, Item
-from core.replay import Placement, ReplayRequest
+from core.replay import Gone, Placement, ReplayRequest
 from core.settings import BacklogConfig, ServerConfig
-from core.store import Accepted, EventsGoneError, StoreError
+from core.store import Accepted, Page, StoreError
 from core.topics import publish_path
 from plugins import backlog, backlog_file
 from plugins.backlog import Backlog
@@ -59,9 +59,9 @@ class Life:
         return events
 
     async def read(self, after: int, *, private: bool) -> list[int]:
-        """The positions of all events after a position."""
+        """The positions of all events that are held after a position."""
         found = []
-        while after < self.store.end:
+        while after < self.store.end(private=private):
             page = await self.store.read(after, private=private)
             found += [line.position for line in page.lines]
             assert after < page.end
@@ -71,7 +71,7 @@ class Life:
     async def ask(self, asked: ReplayRequest, *, private: bool) -> Placement:
         """Where a subscriber would begin."""
         stamp = self.stamps.next()
-        await self.store.settle(stamp.position)
+        await self.store.settle(stamp.position, private=private)
         return await self.store.place(asked, Mark(stamp.position, stamp.timestamp), private=private)
 
 
@@ -141,16 +141,11 @@ def test_what_is_read_is_what_was_published(
             for kind in ([False, True] if private else [False])
         ]
         held = sorted(event.stamp.position for kind in kinds for event in kind[-size:])
-        gone = max((kind[-size - 1].stamp.position for kind in kinds if len(kind) > size), default=0)
-        after = data.draw(st.sampled_from([0, gone, *(event.stamp.position for event in published)]))
-        if after < gone and after < life.store.end:
-            with pytest.raises(EventsGoneError) as error:
-                await life.read(after, private=private)
-            assert error.value.position == gone
-        else:
-            assert await life.read(after, private=private) == [
-                position for position in held if position > after
-            ]
+        gone = Gone(*(kind[-size - 1].stamp.position if len(kind) > size else 0 for kind in kinds))
+        after = data.draw(st.sampled_from([0, *gone, *(event.stamp.position for event in published)]))
+        assert await life.read(after, private=private) == [position for position in held if position > after]
+        if after < life.store.end(private=private):
+            assert (await life.store.read(after, private=private)).gone == gone
 
     asyncio.run(check())
 
@@ -179,7 +174,7 @@ async def test_nothing_is_read_before_it_is_delivered(tmp_path: Path) -> None:
         publishing = asyncio.create_task(life.publish(*["/a"] * 600))
         while not life.delivered:  # noqa: ASYNC110 (turn by turn)
             await asyncio.sleep(0)
-        end = life.store.end
+        end = life.store.end(private=False)
         page = await life.store.read(0, private=False)
         assert page.end == page.lines[-1].position == end
         assert len(await publishing) == len(life.delivered) == 600
@@ -215,8 +210,8 @@ async def test_all_items_are_looked_at_once_in_a_pruning(
         looks.clear()
         life.clock.ns += 2 * 10**9
         await life.store.prune()
-        with pytest.raises(EventsGoneError):
-            await life.store.read(life.store.end - 1, private=False)
+        end = life.store.end(private=False)
+        assert await life.store.read(end - 1, private=False) == Page(end, [], Gone(end))
     assert len(looks) == 1
 
 
@@ -224,7 +219,7 @@ async def test_what_a_failed_commit_has_left_behind_is_undone(tmp_path: Path) ->
     """Its publishers were refused, and may have asked again, so it must not turn up when SQLite finds it."""
     async with living(str(tmp_path), 10) as life:
         await life.publish("/a")
-        end = life.store.end
+        end = life.store.end(private=False)
     file = BacklogFile(tmp_path / "backlog.db", 10, window=600)
     file.open(BEGINNING, from_the_start=False)
 
@@ -238,7 +233,7 @@ async def test_what_a_failed_commit_has_left_behind_is_undone(tmp_path: Path) ->
     store("/private/a", b"refused, too")
     file.has_failed = True
     kept = store("/a", b"kept")
-    assert [line.position for line in file.read(0, 2**60, backlog_file.KINDS)] == [end, kept]
+    assert [line.position for line in file.read(0, 2**60, backlog_file.KINDS).lines] == [end, kept]
     assert [answer.ask.scope for answer in file.remembered(life.clock.seconds())] == [b"kept"]
     assert [key for key, _ in file.remembered_items("queue", life.clock.seconds())] == [b"kept"]
     file.close_reader()
@@ -309,7 +304,23 @@ def test_items_of_a_write_that_fails_are_not_remembered(tmp_path: Path) -> None:
         with pytest.raises(StoreError):
             store(1000, Item("queue", b"b", 600), Item("queue", None, 600))  # type: ignore[arg-type]
         assert file.remembered_items("queue", 1000) == [(b"a", 600)]
-        assert len(file.read(0, 2**62, backlog_file.KINDS)) == 1
+        assert len(file.read(0, 2**62, backlog_file.KINDS).lines) == 1
+
+
+async def test_a_read_that_is_shared_while_events_are_published_is_followed_by_them(tmp_path: Path) -> None:
+    """The page says how far it was read, to those as well who come to share it later."""
+    async with living(str(tmp_path), 100, memory=1) as life:
+        await life.publish("/private/a")  # so that the public kind has something before it that is not read
+        first, *_ = await life.publish("/a")
+        life.store._public.in_memory_after = life.store.end(private=False) + 1  # as after a restart
+        reads = [asyncio.create_task(life.store.read(first.stamp.position - 1, private=False))]
+        await asyncio.sleep(0)  # it is under way
+        second, *_ = await life.publish("/a")
+        life.store._public.in_memory_after = life.store.end(private=False)
+        reads.append(asyncio.create_task(life.store.read(first.stamp.position - 1, private=False)))
+        for page in await asyncio.gather(*reads):
+            read = [line.position for line in page.lines]
+            assert second.stamp.position in read or page.end < second.stamp.position
 
 
 class View(NamedTuple):
@@ -317,18 +328,16 @@ class View(NamedTuple):
 
     placements: list[Placement]
     lines: list[bytes]
+    gone: Gone
 
 
 async def view(life: Life, moments: Sequence[float]) -> View:
     """Ask for a replay since each moment, and read all that is held."""
     placements = [await life.ask(ReplayRequest(since=moment), private=False) for moment in moments]
     everything = await life.ask(ReplayRequest(since=-1), private=False)
-    try:
-        page = await life.store.read(everything.after, private=False)
-        lines = [line.line[: -len('-8cc6-f1b2ba5f9751"}\n')] for line in page.lines]  # but for what is random
-    except EventsGoneError as error:
-        lines = [b"gone: %d" % error.position]
-    return View([*placements, everything], lines)
+    page = await life.store.read(everything.after, private=False)
+    lines = [line.line[: -len('-8cc6-f1b2ba5f9751"}\n')] for line in page.lines]  # but for what is random
+    return View([*placements, everything], lines, page.gone)
 
 
 @pytest.mark.parametrize("in_file", [False, True])
