@@ -58,11 +58,12 @@ class Follower:
     head: the position that its stream's head tells; what lies before it is replay, what comes after is live.
     """
 
-    __slots__ = ("_missing", "_replay_end", "_sees", "_sees_by", "_subscriber", "_surroundings")
+    __slots__ = ("_head", "_missing", "_replay_end", "_sees", "_sees_by", "_subscriber", "_surroundings")
 
     def __init__(self, subscriber: Subscriber, head: int, surroundings: Surroundings) -> None:
         self._subscriber = subscriber
         self._surroundings = surroundings
+        self._head = head
         self._replay_end: float = head  # infinite once the replay is over, which the first ping says
         self._missing = Gone()  # see Placement
         self._sees: dict[str, bool] = {}  # by path, while it reads the backlog
@@ -183,13 +184,16 @@ class Follower:
         return self._subscriber.wire(self._surroundings.ping_line())
 
     def _misses(self, position: int, part: Part) -> bool:
-        """Whether anything has left after a position that the subscriber does not know to be missing."""
-        gone, missing = part.gone, self._missing
-        if missing.public <= position < gone.public or missing.private <= position < gone.private:
-            return True
-        # of what it could not see it misses everything, also if it may see it later
-        private = max(missing.private, gone.private) if part.private else part.end + 1
-        self._missing = Gone(max(missing.public, gone.public), private)
+        """Whether anything has left after a position that the subscriber does not know to be missing.
+
+        More of its replay may leave before it has begun to read it, but nothing that was published since.
+        """
+        for gone, missing in zip(part.gone, self._missing, strict=True):
+            if position < gone and (missing <= position or gone > self._head):
+                return True
+        # of what it could not see it misses everything up to here, also if it may see it later
+        private = part.gone.private if part.private else part.end
+        self._missing = Gone(*map(max, self._missing, (part.gone.public, private)))
         return False
 
     async def _give_up(self, reason: str) -> NoReturn:
