@@ -37,7 +37,7 @@ from core.authentication import Authentication
 from core.body import inflate, too_large
 from core.cursor import Mark, Stamp
 from core.errors import RETRY_AFTER, ConfigError, Refused, StartError
-from core.event import parse_ndjson, parse_payload
+from core.event import count_ndjson, parse_ndjson, parse_payload
 from core.fanout import PING_TURNS, Fanout
 from core.following import Follower, Surroundings, shared_parts
 from core.framing import wire_form
@@ -62,10 +62,11 @@ from core.refusals import Refusals
 from core.replay import Placement, ReplayRequest, replay_request
 from core.rights import Rights
 from core.settings import BacklogConfig, Config, load
-from core.store import PORTION, Accepted
+from core.store import Accepted
 from core.subscriber import Subscriber
 from core.tls import CurrentContext, tls_context
 from core.topics import PublishPath, parse_publish_path, parse_subscription
+from core.turns import Slice
 from core.unix_socket import UnixSocket, answers
 from plugins import check_aioboto3, check_directory, providers_for, queues_for, store_for
 from plugins.acl import Users, read_users
@@ -438,9 +439,12 @@ class Server:
             ask = None
             if (key := request.headers.get("Idempotency-Key")) is not None:
                 ask = ask_again(publisher, path.text, key, body)
-            openings = await self._parse(request, path, body)
-            await self._intake.room()
-            taken = self._intake.take(path, openings, ask)
+            events = count_ndjson(body) if request.content_type == NDJSON_TYPE else 1
+            with self._intake.waiting.hold(publisher, len(body)):
+                async with self._intake.turn(publisher, events):
+                    openings = await self._parse(request, path, body)
+                    await self._intake.ready(len(openings))
+                    taken = self._intake.take(path, openings, ask)
             # shielded: a publisher who hangs up undoes nothing, and may ask again meanwhile
             return self._accepted(request, path, await asyncio.shield(taken.answer), replayed=taken.replayed)
         finally:
@@ -570,6 +574,7 @@ class Server:
         if request.content_type != NDJSON_TYPE:
             return [parse_payload(body, path, limit)]
         openings = []
+        piece = Slice()
         size, most = 0, MOST_GROWTH * self.config.server.max_payload_size
         for opening in parse_ndjson(body, path, limit):
             openings.append(opening)
@@ -578,8 +583,8 @@ class Server:
                 raise Refused(
                     413, f"the events' lines would have more than {most} bytes together: send fewer"
                 )
-            if not len(openings) % PORTION:
-                await asyncio.sleep(0)
+            if piece.over:
+                await piece.next()
         return openings
 
     def _accepted(

@@ -9,6 +9,7 @@ An event runs through these modules in this order:
     topics          a URL path -> the topics of a publish, or a Subscription
     body            a body, inflated within its limit
     event           a payload -> an Event, with its bytes for each wire form
+    turns           how those who bring many events share the server with everybody else
     intake          the one door: events are stamped, in order, and handed to the store
     cursor          the position (and time) that an event gets when it is published
     store           where it goes before it goes out: kept in memory, in a file, or not at all
@@ -23,6 +24,7 @@ Beside that road:
     replay          what a subscriber asks to have sent again, and what it can be promised
     following       a subscriber's way from the backlog to the live events, and back when it falls behind
     recent          the newest events, in memory
+    waiting         what has been sent and is not published yet, bounded in bytes
     idempotency     what was published before: answers for publishers who ask twice, items of queues
     login           credentials, and what a provider of users answers to them
     attempts        failed attempts to log in

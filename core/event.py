@@ -6,9 +6,11 @@ cannot take, is refused here.
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from itertools import islice
 from typing import Any, NamedTuple, NoReturn
 
 from core.cursor import Stamp
@@ -17,10 +19,12 @@ from core.topics import PublishPath
 
 MAX_DEPTH = 500  # lists and objects within one another; Python's own readers give up at about 990
 MAX_INTEGER_DIGITS = 4300  # what Python's json reads by default, hence what its readers can take
+MAX_BATCH = 10_000  # events in one request
 RESERVED_KEYS = ("pubsub_topics", "pubsub_path", "pubsub_timestamp", "pubsub_cursor")
 _DECODER = json.JSONDecoder()
 _ENCODER = json.JSONEncoder(allow_nan=False)
 _WHITESPACE = " \t\n\r"  # RFC 8259 section 2
+_FILLED_LINE = re.compile(rb"\S[^\n]*")
 _STAMP_LENGTH = len(', "pubsub_timestamp": 1588132959.6066568, "pubsub_cursor": ""}\n') + 36
 
 sys.set_int_max_str_digits(MAX_INTEGER_DIGITS)
@@ -85,15 +89,26 @@ def parse_ndjson(body: bytes, path: PublishPath, max_line_size: int) -> Iterator
     Raises Refused, naming the first bad line.
     """
     empty = True
-    for number, line in enumerate(body.split(b"\n"), 1):
-        if line.strip():
-            empty = False
-            try:
-                yield parse_payload(line, path, max_line_size)
-            except Refused as refused:
-                raise Refused(refused.status, f"line {number}: {refused.message}") from None
+    for filled in _FILLED_LINE.finditer(body):
+        empty = False
+        start = body.rfind(b"\n", 0, filled.start()) + 1
+        try:
+            yield parse_payload(body[start : filled.end()], path, max_line_size)
+        except Refused as refused:
+            number = body.count(b"\n", 0, start) + 1
+            raise Refused(refused.status, f"line {number}: {refused.message}") from None
     if empty:
         raise Refused(400, "there is no event in the body: expected a JSON object on each line")
+
+
+def count_ndjson(body: bytes) -> int:
+    """How many events such a body may hold, at most. Raises Refused(413) if they are too many."""
+    lines = body.count(b"\n") + 1
+    if lines > MAX_BATCH:
+        lines = sum(1 for _ in islice(_FILLED_LINE.finditer(body), MAX_BATCH + 1))
+    if lines > MAX_BATCH:
+        raise Refused(413, f"a request may have {MAX_BATCH} events at most: send fewer at once")
+    return lines
 
 
 def _decode(body: bytes) -> str:

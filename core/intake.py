@@ -1,20 +1,27 @@
 """The one door for events, whoever brings them: they are stamped, in order, and handed to the store.
 
 A long batch is stamped and stored over several turns of the event loop, so that others have theirs, but no
-event comes in between. What is asked again with the same Idempotency-Key gets the first answer.
+event comes in between. So that nobody waits for many batches, those who bring them take turns, and what is
+under way at a time is bounded. What is asked again with the same Idempotency-Key gets the first answer.
 """
 
 import asyncio
 import functools
 import math
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import NamedTuple
 
 from core.cursor import Mark, Stamp, Stamps
-from core.event import Draft, Event
+from core.event import MAX_BATCH, Draft, Event
 from core.idempotency import Answers, Ask, Item
 from core.store import PORTION, Accepted, Outlet, Store
 from core.topics import PublishPath
+from core.turns import Slice, Turns
+from core.waiting import MOST_WAITING, Waiting, too_much_waits
+
+_FEW = 20  # events that are brought without waiting for a turn: they take well below a millisecond
+_NO_TURN = nullcontext()
 
 
 class Taken(NamedTuple):
@@ -29,8 +36,11 @@ class Intake:
 
     def __init__(self, store: Store, outlet: Outlet, idempotency_window: float) -> None:
         self._store = store
+        self.waiting = Waiting(MOST_WAITING)  # bodies that have been read, until they are taken
         self.room = outlet.room  # to be awaited before anything is brought
         self._outlet = outlet
+        self._turns = Turns()
+        self._under_way: dict[asyncio.Future[Accepted], int] = {}  # batches of those who had a turn: events
         self._stamps = Stamps()
         self._stamping = asyncio.Lock()  # held while the stamps of a long batch are given
         self._stamping_private = False  # whether all of that batch is private
@@ -59,20 +69,35 @@ class Intake:
     @property
     def at_once(self) -> bool:
         """Whether an event can be handed to the store in the moment in which it is brought."""
-        return self._outlet.has_room and not self._stamping.locked()
+        return self._outlet.has_room and not self._stamping.locked() and not self._store.is_full
 
     def take_at_once(self, path: PublishPath, opening: str) -> asyncio.Future[Accepted]:
         """Publish one event. Only while at_once. The future may raise Refused."""
         return self._store.append((Event(path, opening, self._stamps.next()),))
 
+    def turn(self, publisher: str, events: int) -> AbstractAsyncContextManager[None]:
+        """The turn of a publisher, from before events are read out of a body until they are taken."""
+        return self._turns.turn(publisher, events) if events > _FEW else _NO_TURN
+
+    async def ready(self, events: int) -> None:
+        """Wait until so many events may be taken, by whoever has a turn if they are more than a few."""
+        while events > _FEW and self._under_way and sum(self._under_way.values()) + events > MAX_BATCH:
+            await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
+        await self.room()
+
     def take(self, path: PublishPath, openings: Sequence[str], ask: Ask | None) -> Taken:
-        """Publish events, at least one, unless it was done before. Raises Refused(422).
+        """Publish events, at least one, unless it was done before. Raises Refused (422, 503).
 
         Nothing is awaited here, so that the same key cannot publish twice meanwhile.
         """
         if ask and (answer := self._answers.find(ask)):
             return Taken(answer, replayed=True)
+        if self._store.is_full:
+            raise too_much_waits()
         answer = self._publish([Draft(path, opening) for opening in openings], ask)
+        if len(openings) > _FEW and not answer.done():
+            self._under_way[answer] = len(openings)
+            answer.add_done_callback(self._under_way.pop)
         if ask:
             self._answers.remember(ask, answer, age=-math.inf)  # not forgotten before it is there
         if answer.done():
@@ -126,16 +151,18 @@ class Intake:
         async with self._stamping:
             self._stamping_private = all(draft.path.private for draft in drafts)
             events: list[Event] = []
+            piece = Slice()
             for start in range(0, len(drafts), PORTION):
-                if start:
-                    await asyncio.sleep(0)
-                    await self.room()
+                if piece.over:
+                    await piece.next()
+                await self.room()
                 portion = self._stamped(drafts[start : start + PORTION])
-                if not self._store.durable:
-                    self._store.append(portion)
-                events += portion
+                if self._store.durable:
+                    events += portion
+                else:
+                    await self._store.append(portion)
             self._stamping_private = False
             if not self._store.durable:
-                return Accepted(events[-1].stamp, len(events))
+                return Accepted(portion[-1].stamp, len(drafts))
             stored = self._store.append(events, ask, items)
         return await stored  # beside others, who share the write

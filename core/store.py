@@ -61,6 +61,7 @@ class Store(Protocol):
     """What the server and its subscribers ask of a store."""
 
     durable: bool  # a batch is stored whole or not at all, and answers are remembered over a restart
+    is_full: bool  # so much waits to be stored that nothing may be appended
 
     def end(self, *, private: bool) -> int:
         """The position of the last event that was delivered, of those that a subscriber may see.
@@ -129,6 +130,7 @@ class Unstored:
     """A store that keeps nothing: events go out at once."""
 
     durable = False
+    is_full = False
 
     def __init__(self, outlet: Outlet) -> None:
         self._outlet = outlet

@@ -51,6 +51,7 @@ class Backlog:
     """A store that keeps events in memory. clock: Unix seconds."""
 
     durable = False
+    is_full = False
 
     def __init__(self, config: BacklogConfig, outlet: Outlet, clock: Callable[[], float] = time.time) -> None:
         self._config = config

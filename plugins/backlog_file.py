@@ -11,6 +11,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ _LOCK_TIMEOUT = 2.0  # seconds that a lock of another program is waited for
 RESERVED_AHEAD = TICKS_PER_SECOND  # positions
 _LOG_SIZE = 16 * 1024**2  # bytes to which SQLite's log is cut back after a burst
 _PRUNED_AT_ONCE = 1000  # so that no commit waits for long
+_INSERTED_AT_ONCE = (100, 10, 1)  # events in a statement
 KINDS = ("public", "private")
 
 _SCHEMA = """
@@ -456,14 +458,26 @@ class BacklogFile:
 
 
 def _insert(connection: sqlite3.Connection, kind: str, events: Sequence[Event]) -> None:
-    connection.executemany(
-        f"INSERT INTO {kind} VALUES (?, ?, ?, ?, ?)",  # noqa: S608
-        [
-            (event.stamp.position, event.stamp.timestamp, event.path.text, event.line, zlib.crc32(event.line))
-            for event in events
-        ],
-    )
+    # many in a statement: after each one, this thread waits for the event loop's if that is busy
+    start = 0
+    for count in _INSERTED_AT_ONCE:
+        while len(events) - start >= count:
+            connection.execute(_insertion(kind, count), _row_values(events[start : start + count]))
+            start += count
     connection.execute("UPDATE kinds SET held = held + ? WHERE kind = ?", (len(events), kind))
+
+
+@cache
+def _insertion(kind: str, count: int) -> str:
+    return f"INSERT INTO {kind} VALUES {', '.join(['(?, ?, ?, ?, ?)'] * count)}"  # noqa: S608
+
+
+def _row_values(events: Sequence[Event]) -> list[object]:
+    values: list[object] = []
+    for event in events:
+        position, _, timestamp = event.stamp
+        values += (position, timestamp, event.path.text, event.line, zlib.crc32(event.line))
+    return values
 
 
 def _forget(connection: sqlite3.Connection, kind: str, mark: Mark) -> dict[str, Mark]:

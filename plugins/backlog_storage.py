@@ -24,6 +24,8 @@ from core.idempotency import Ask, Item
 from core.replay import NOTHING, Placement, Reach, ReplayRequest, place, place_cursor
 from core.settings import ServerConfig
 from core.store import PORTION, Accepted, Outlet, Page, Remembered, StoreError
+from core.turns import Slice
+from core.waiting import MOST_WAITING
 from plugins.backlog import Backlog, Kind
 from plugins.backlog_file import KINDS, RESERVED_AHEAD, BacklogFile, Write
 from plugins.backlog_import import import_old_backlog, is_old_backlog
@@ -31,6 +33,8 @@ from plugins.backlog_import import import_old_backlog, is_old_backlog
 log = logging.getLogger("pypubsub.backlog")
 
 _SHARED_PAGES = 16
+_GROUP_EVENTS = 10_000  # with as many, or so many bytes, a group that is stored together is long enough
+_GROUP_BYTES = 8 * 1024**2
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,6 +44,7 @@ class _Waiting(NamedTuple):
     """Events that wait to be stored."""
 
     write: Write
+    size: int  # bytes of their lines
     done: asyncio.Future[Accepted]
 
 
@@ -85,6 +90,7 @@ class StoredBacklog(Backlog):
         self._writing = ThreadPoolExecutor(1, "backlog writer")
         self._reading = ThreadPoolExecutor(1, "backlog reader")
         self._waiting: list[_Waiting] = []
+        self._waiting_bytes = 0
         self._anything_waits = asyncio.Event()
         # by whether it is private: the last of what was appended
         self._appended: dict[bool, asyncio.Future[Accepted]] = {}
@@ -181,18 +187,24 @@ class StoredBacklog(Backlog):
         """Have events stored, and then delivered."""
         done: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
         write = Write(events, ask, Accepted(events[-1].stamp, len(events)), items)
-        self._waiting.append(_Waiting(write, done))
+        size = 0
+        for event in events:
+            size += len(event.line)
+        self._waiting.append(_Waiting(write, size, done))
+        self._waiting_bytes += size
+        self.is_full = self._waiting_bytes > MOST_WAITING
         self._anything_waits.set()
         for private in {event.path.private for event in events}:
             self._appended[private] = done
         return done
 
     async def _write_groups(self) -> None:
-        """Store in one transaction all that has come while the last one was written."""
+        """Store in one transaction what has come while the last one was written, up to a bound."""
         while True:
             await self._anything_waits.wait()
-            self._anything_waits.clear()
-            group, self._waiting = self._waiting, []
+            group = self._next_group()
+            if not self._waiting:
+                self._anything_waits.clear()
             writes = [each.write for each in group]
             try:
                 await self._in(self._writing, self._file.store, writes, self.end(private=True), self._clock())
@@ -204,6 +216,18 @@ class StoredBacklog(Backlog):
                 self._drop_lost()
                 await self._deliver_group(group)
 
+    def _next_group(self) -> list[_Waiting]:
+        events = size = count = 0
+        for count, waiting in enumerate(self._waiting, 1):  # noqa: B007 (it is used behind the loop)
+            events += len(waiting.write.events)
+            size += waiting.size
+            if events >= _GROUP_EVENTS or size >= _GROUP_BYTES:
+                break
+        group, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._waiting_bytes -= size
+        self.is_full = self._waiting_bytes > MOST_WAITING
+        return group
+
     def _refuse(self, group: Sequence[_Waiting]) -> None:
         for waiting in group:
             refused = Refused(503, "the event could not be stored: ask again", headers=RETRY_AFTER)
@@ -211,14 +235,15 @@ class StoredBacklog(Backlog):
                 waiting.done.set_exception(refused)
 
     async def _deliver_group(self, group: Sequence[_Waiting]) -> None:
-        in_this_turn = 0
-        for write, done in group:
+        count = 0
+        piece = Slice()
+        for write, _, done in group:
             for event in write.events:
                 self._keep(event)
-                in_this_turn += 1
-                if in_this_turn == PORTION:
-                    in_this_turn = 0
-                    await asyncio.sleep(0)  # subscribers take what they have got, requests have their turn
+                count += 1
+                if not count % PORTION:
+                    if piece.over:
+                        await piece.next()  # subscribers take what they have got, requests have their turn
                     await self._outlet.room()
             if not done.cancelled():
                 done.set_result(write.accepted)
