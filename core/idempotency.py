@@ -2,20 +2,23 @@
 
 That is the answers to publishers who ask twice (Idempotency-Key), and the items of queues.
 
-An answer is remembered by two digests of fixed size, of what was asked for and of the body, while paths and
-bodies may be long.
+An answer is remembered by digests of fixed size, of what was asked for and of the body, while paths and
+bodies may be long. When there are too many, whoever has the most of them loses the oldest: so the keys of one
+publisher do not push out those of others.
 """
 
 import hashlib
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from core.errors import Refused
 
 MAX_REMEMBERED = 100_000
+SCOPE_SIZE = 32  # bytes of Ask.scope
+_PUBLISHER_SIZE = 8  # bytes of the digest of a publisher
 MAX_ITEMS = 120_000  # of each queue: as many as SQS lets its readers hold without deleting them
 _KEY = re.compile(r"[!-~]{1,255}")
 
@@ -27,6 +30,12 @@ class Ask(NamedTuple):
 
     scope: bytes  # digest: the same key of another publisher, or on another path, is another key
     body: bytes  # digest
+    publisher: bytes = b""  # digest; empty if it is not known any more
+
+    @property
+    def name(self) -> bytes:
+        """What a file calls it: SCOPE_SIZE bytes of the scope, behind the publisher."""
+        return self.publisher + self.scope
 
 
 class Item(NamedTuple):
@@ -41,6 +50,7 @@ class _Remembered(NamedTuple, Generic[A]):
     body: bytes  # digest
     answer: A
     at: float  # monotonic seconds
+    publisher: bytes  # digest
 
 
 class Answers(Generic[A]):
@@ -56,6 +66,7 @@ class Answers(Generic[A]):
         self._limit = limit
         self._clock = clock
         self._answers: OrderedDict[bytes, _Remembered[A]] = OrderedDict()  # by Ask.scope
+        self._shares = _Shares()
 
     def find(self, ask: Ask) -> A | None:
         """The answer given before, None if there was none. Raises Refused(422) if the body was another."""
@@ -67,29 +78,94 @@ class Answers(Generic[A]):
             raise Refused(422, "this Idempotency-Key was used on this path with another body")
         return remembered.answer
 
-    def remember(self, ask: Ask, answer: A, age: float = 0.0) -> None:
+    def remember(self, ask: Ask, answer: A, age: float = 0.0) -> Sequence[bytes]:
         """Keep an answer that was given so many seconds ago; -inf: that is yet to come, and kept until then.
 
-        Older ones must have been told of before.
+        Older ones must have been told of before. The names (Ask.name) of those that make room for it.
         """
+        gone = []
         if self._window:
-            self._answers[ask.scope] = _Remembered(ask.body, answer, self._clock() - age)
-            self._answers.move_to_end(ask.scope)
+            self._drop(ask.scope)
+            self._answers[ask.scope] = _Remembered(ask.body, answer, self._clock() - age, ask.publisher)
+            self._shares.add(ask.publisher, ask.scope)
             self._forget_expired()
+            while len(self._answers) > self._limit:
+                oldest = self._shares.oldest_of_the_largest()
+                gone.append(self._answers[oldest].publisher + oldest)
+                self._drop(oldest)
+        return gone
 
     def forget(self, ask: Ask, answer: A) -> None:
         """Undo remember(): the request was refused in the end."""
         remembered = self._answers.get(ask.scope)
         if remembered and remembered.answer is answer:
-            del self._answers[ask.scope]
+            self._drop(ask.scope)
+
+    def _drop(self, scope: bytes) -> None:
+        if remembered := self._answers.pop(scope, None):
+            self._shares.remove(remembered.publisher, scope)
 
     def _forget_expired(self) -> None:
         expired = self._clock() - self._window
         while self._answers:
-            oldest = next(iter(self._answers.values()))
-            if oldest.at > expired and len(self._answers) <= self._limit:
+            scope, oldest = next(iter(self._answers.items()))
+            if oldest.at > expired:
                 return
-            self._answers.popitem(last=False)
+            self._drop(scope)
+
+
+class _Shares:
+    """How many answers there are of each publisher, by digests."""
+
+    def __init__(self) -> None:
+        self._scopes: dict[bytes, OrderedDict[bytes, None]] = {}  # by publisher, the oldest first
+        self._by_size: dict[int, OrderedDict[bytes, None]] = {}  # how many -> the publishers who have as many
+        self._most = 0  # that any of them has
+
+    def add(self, publisher: bytes, scope: bytes) -> None:
+        """Count a new answer."""
+        scopes = self._scopes.setdefault(publisher, OrderedDict())
+        scopes[scope] = None
+        self._resize(publisher, len(scopes) - 1, len(scopes))
+        self._most = max(self._most, len(scopes))
+
+    def remove(self, publisher: bytes, scope: bytes) -> None:
+        """Undo add()."""
+        scopes = self._scopes[publisher]
+        del scopes[scope]
+        self._resize(publisher, len(scopes) + 1, len(scopes))
+        if not scopes:
+            del self._scopes[publisher]
+        if self._most not in self._by_size:
+            self._most -= 1
+
+    def _resize(self, publisher: bytes, before: int, after: int) -> None:
+        if before:
+            del self._by_size[before][publisher]
+            if not self._by_size[before]:
+                del self._by_size[before]
+        if after:
+            self._by_size.setdefault(after, OrderedDict())[publisher] = None
+
+    def oldest_of_the_largest(self) -> bytes:
+        """The oldest answer of the publisher who has the most."""
+        publisher = next(iter(self._by_size[self._most]))
+        return next(iter(self._scopes[publisher]))
+
+
+def fair_share(counts: Iterable[int], limit: int) -> int:
+    """How many each may keep of what it has, so that all together keep no more than the limit.
+
+    Who has less than that keeps all of it.
+    """
+    ascending = sorted(counts)
+    left = limit
+    for index, count in enumerate(ascending):
+        share = left // (len(ascending) - index)
+        if count > share:
+            return share
+        left -= count
+    return limit
 
 
 def ask_again(publisher: str, path: str, key: str, body: bytes) -> Ask:
@@ -99,7 +175,8 @@ def ask_again(publisher: str, path: str, key: str, body: bytes) -> Ask:
     """
     if not _KEY.fullmatch(key):
         raise Refused(400, "Idempotency-Key: expected 1 to 255 visible ASCII characters")
-    return Ask(_digest(repr((publisher, path, key)).encode()), _digest(body))
+    scope = _digest(repr((publisher, path, key)).encode())
+    return Ask(scope, _digest(body), _digest(repr(publisher).encode())[:_PUBLISHER_SIZE])
 
 
 def item_id(name: str) -> bytes:
@@ -108,4 +185,4 @@ def item_id(name: str) -> bytes:
 
 
 def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()
+    return hashlib.sha256(content).digest()  # of SCOPE_SIZE

@@ -45,6 +45,7 @@ class Intake:
         self._stamping = asyncio.Lock()  # held while the stamps of a long batch are given
         self._stamping_private = False  # whether all of that batch is private
         self._answers: Answers[asyncio.Future[Accepted]] = Answers(idempotency_window)
+        self._gone: list[bytes] = []  # answers that had to make room: their names, for the store
         self._batches: set[asyncio.Task[Accepted]] = set()
 
     async def open(self) -> None:
@@ -54,7 +55,7 @@ class Intake:
         for ask, accepted, age in self._store.remembered():
             answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
             answer.set_result(accepted)
-            self._answers.remember(ask, answer, age)
+            self._gone += self._answers.remember(ask, answer, age)
 
     async def now(self, *, private: bool) -> Stamp:
         """A place in the order of events, and not in the middle of a batch.
@@ -99,7 +100,9 @@ class Intake:
             self._under_way[answer] = len(openings)
             answer.add_done_callback(self._under_way.pop)
         if ask:
-            self._answers.remember(ask, answer, age=-math.inf)  # not forgotten before it is there
+            self._gone += self._answers.remember(
+                ask, answer, age=-math.inf
+            )  # not forgotten before it is there
         if answer.done():
             self._answered(ask, answer)
         else:
@@ -128,7 +131,7 @@ class Intake:
         if ask and refused:
             self._answers.forget(ask, answer)
         elif ask:
-            self._answers.remember(ask, answer)  # the window begins with the answer
+            self._gone += self._answers.remember(ask, answer)  # the window begins with the answer
 
     def _publish(
         self, drafts: Sequence[Draft], ask: Ask | None = None, items: Sequence[Item] = ()
@@ -139,7 +142,13 @@ class Intake:
             self._batches.add(batch)
             batch.add_done_callback(self._batches.discard)
             return batch
-        return self._store.append(self._stamped(drafts), ask, items)
+        return self._append(self._stamped(drafts), ask, items)
+
+    def _append(
+        self, events: Sequence[Event], ask: Ask | None, items: Sequence[Item]
+    ) -> asyncio.Future[Accepted]:
+        gone, self._gone = self._gone, []
+        return self._store.append(events, ask, items, gone)
 
     def _stamped(self, drafts: Sequence[Draft]) -> list[Event]:
         return [Event(path, opening, self._stamps.next()) for path, opening in drafts]
@@ -164,5 +173,5 @@ class Intake:
             self._stamping_private = False
             if not self._store.durable:
                 return Accepted(portion[-1].stamp, len(drafts))
-            stored = self._store.append(events, ask, items)
+            stored = self._append(events, ask, items)
         return await stored  # beside others, who share the write

@@ -95,12 +95,17 @@ class Store(Protocol):
         """
 
     def append(
-        self, events: Sequence[Event], ask: Ask | None = None, items: Sequence[Item] = ()
+        self,
+        events: Sequence[Event],
+        ask: Ask | None = None,
+        items: Sequence[Item] = (),
+        gone: Sequence[bytes] = (),
     ) -> asyncio.Future[Accepted]:
         """Take events, at least one, in order. The future is done when they have been delivered.
 
         Its exception is Refused(503) if they could not be stored; nothing was delivered then.
         ask, items: remember the answer, or where the events came from, together with the events.
+        gone: names of answers (Ask.name) that need not be remembered any longer.
         """
 
     async def settle(self, position: int, *, private: bool) -> None:
@@ -165,6 +170,7 @@ class Unstored:
         events: Sequence[Event],
         ask: Ask | None = None,  # noqa: ARG002
         items: Sequence[Item] = (),  # noqa: ARG002
+        gone: Sequence[bytes] = (),  # noqa: ARG002
     ) -> asyncio.Future[Accepted]:
         """Deliver them."""
         for event in events:

@@ -114,6 +114,7 @@ class Backlog:
         events: Sequence[Event],
         ask: Ask | None = None,  # noqa: ARG002
         items: Sequence[Item] = (),  # noqa: ARG002
+        gone: Sequence[bytes] = (),  # noqa: ARG002
     ) -> asyncio.Future[Accepted]:
         """Keep events, and deliver them."""
         for event in events:

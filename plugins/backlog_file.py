@@ -18,7 +18,7 @@ from typing import NamedTuple
 from core.cursor import TICKS_PER_SECOND, Mark, Stamp, position_at, position_of, stamp_at
 from core.errors import StartError
 from core.event import Event
-from core.idempotency import MAX_ITEMS, MAX_REMEMBERED, Ask, Item
+from core.idempotency import MAX_ITEMS, MAX_REMEMBERED, SCOPE_SIZE, Ask, Item, fair_share
 from core.recent import Line
 from core.replay import NOTHING, Gone
 from core.store import PAGE_BYTES, PAGE_EVENTS, Accepted, Page, Remembered, StoreError
@@ -29,6 +29,7 @@ _LOCK_TIMEOUT = 2.0  # seconds that a lock of another program is waited for
 RESERVED_AHEAD = TICKS_PER_SECOND  # positions
 _LOG_SIZE = 16 * 1024**2  # bytes to which SQLite's log is cut back after a burst
 _PRUNED_AT_ONCE = 1000  # so that no commit waits for long
+_MOST_ANSWERS = 1.1  # of those that are remembered: more only if writes have failed that would let go of some
 _INSERTED_AT_ONCE = (100, 10, 1)  # events in a statement
 KINDS = ("public", "private")
 
@@ -50,7 +51,7 @@ CREATE TABLE life (  -- one row
     began_position INTEGER NOT NULL, began_timestamp REAL NOT NULL, from_the_start INTEGER NOT NULL,
     reserved INTEGER NOT NULL  -- no position above it has been given away
 );
-CREATE TABLE answers (
+CREATE TABLE answers (  -- scope: Ask.name
     scope BLOB PRIMARY KEY, body BLOB NOT NULL, cursor TEXT NOT NULL, timestamp REAL NOT NULL,
     events INTEGER NOT NULL, at REAL NOT NULL
 ) WITHOUT ROWID;
@@ -69,6 +70,7 @@ CREATE TABLE IF NOT EXISTS imported (  -- the cursors of 0.7's, of events that c
 ) WITHOUT ROWID;
 """
 
+_PUBLISHER = f"substr(scope, 1, max(length(scope) - {SCOPE_SIZE}, 0))"  # of an answer
 _NEXT = "SELECT position, path, line, crc FROM {kind} WHERE position > :after AND position <= :upto"
 _FIRST_SINCE = """
 SELECT min(position) FROM (
@@ -79,12 +81,16 @@ SELECT min(position) FROM (
 
 
 class Write(NamedTuple):
-    """Events to be stored together, and what is to be remembered with them: an answer, or their items."""
+    """Events to be stored together, and what is to be remembered with them: an answer, or their items.
+
+    gone: answers that are not to be remembered any longer, by Ask.name.
+    """
 
     events: Sequence[Event]
     ask: Ask | None
     accepted: Accepted
     items: Sequence[Item] = ()
+    gone: Sequence[bytes] = ()
 
 
 class Life(NamedTuple):
@@ -220,15 +226,18 @@ class BacklogFile:
                     _insert(connection, kind, events)
                     lost |= self._push_out(connection, kind)
             answers = [
-                (*ask, accepted.last.cursor, accepted.last.timestamp, accepted.events, now)
-                for _, ask, accepted, _ in writes
+                (ask.name, ask.body, last.cursor, last.timestamp, events, now)
+                for _, ask, (last, events), _, _ in writes
                 if ask and self._window
             ]
             if answers:
                 connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", answers)
+            gone = [(name,) for write in writes for name in write.gone]
+            if gone:
+                connection.executemany("DELETE FROM answers WHERE scope = ?", gone)
             items = [
                 (item.queue, item.id, accepted.last.position, now + item.window)
-                for _, _, accepted, items in writes
+                for _, _, accepted, items, _ in writes
                 for item in items
             ]
             if items:
@@ -280,14 +289,24 @@ class BacklogFile:
                     lost |= _forget(connection, kind, Mark(position, timestamp))
                     more = more or count == _PRUNED_AT_ONCE
             connection.execute("DELETE FROM answers WHERE at < ?", (now - self._window,))
-            connection.execute(
-                "DELETE FROM answers WHERE at < (SELECT at FROM answers ORDER BY at DESC LIMIT 1 OFFSET ?)",
-                (MAX_REMEMBERED,),
-            )
+            self._forget_surplus_answers(connection)
             if not more:  # it looks at all of them, and will be called again
                 _forget_items(connection, now)
             self.lost = self.lost | lost
         return more
+
+    def _forget_surplus_answers(self, connection: sqlite3.Connection) -> None:
+        """Let go of the oldest answers of those publishers who have the most, if there are too many."""
+        (count,) = connection.execute("SELECT count(*) FROM answers").fetchone()
+        if count <= MAX_REMEMBERED * _MOST_ANSWERS:
+            return
+        counts = connection.execute(f"SELECT {_PUBLISHER}, count(*) FROM answers GROUP BY 1").fetchall()  # noqa: S608
+        share = fair_share((count for _, count in counts), MAX_REMEMBERED)
+        connection.executemany(
+            "DELETE FROM answers WHERE scope IN (SELECT scope FROM answers "  # noqa: S608
+            f"WHERE {_PUBLISHER} = ? ORDER BY at LIMIT ?)",
+            [(publisher, count - share) for publisher, count in counts if count > share],
+        )
 
     def remembered(self, now: float) -> list[Remembered]:
         """The answers that are still good, the oldest first. now: Unix seconds."""
@@ -298,7 +317,7 @@ class BacklogFile:
             )
             return [
                 Remembered(
-                    Ask(scope, body),
+                    Ask(scope[-SCOPE_SIZE:], body, scope[:-SCOPE_SIZE]),
                     Accepted(Stamp(position_of(cursor) or 0, cursor, timestamp), events),
                     max(0.0, now - at),
                 )

@@ -182,11 +182,15 @@ class StoredBacklog(Backlog):
     # Writing
 
     def append(
-        self, events: Sequence[Event], ask: Ask | None = None, items: Sequence[Item] = ()
+        self,
+        events: Sequence[Event],
+        ask: Ask | None = None,
+        items: Sequence[Item] = (),
+        gone: Sequence[bytes] = (),
     ) -> asyncio.Future[Accepted]:
         """Have events stored, and then delivered."""
         done: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-        write = Write(events, ask, Accepted(events[-1].stamp, len(events)), items)
+        write = Write(events, ask, Accepted(events[-1].stamp, len(events)), items, gone)
         size = 0
         for event in events:
             size += len(event.line)

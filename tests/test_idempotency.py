@@ -5,7 +5,7 @@ import math
 import pytest
 
 from core.errors import Refused
-from core.idempotency import Answers, Ask, ask_again
+from core.idempotency import Answers, Ask, ask_again, fair_share
 
 
 class Clock:
@@ -100,3 +100,37 @@ def test_an_answer_of_an_earlier_life_is_as_old_as_it_is() -> None:
     assert answers.find(ask("k")) == 1
     clock.now += 0.2
     assert answers.find(ask("k")) is None
+
+
+def test_a_publisher_does_not_push_out_the_keys_of_others() -> None:
+    """However many it uses: it loses its own oldest ones. Alone it may have all the room there is."""
+    answers: Answers[int] = Answers(window=10, limit=10, clock=Clock())
+
+    def held(publisher: str, numbers: range) -> list[int | None]:
+        return [answers.find(ask_again(publisher, "/a", str(n), b"body")) for n in numbers]
+
+    def use(publisher: str, numbers: range) -> None:
+        for n in numbers:
+            answers.remember(ask_again(publisher, "/a", str(n), b"body"), n)
+
+    use("quiet", range(2))
+    use("busy", range(100))
+    assert held("quiet", range(2)) == [0, 1]
+    assert held("busy", range(90, 100)) == [None, None, *range(92, 100)]
+    use("as busy", range(100))
+    assert held("quiet", range(2)) == [0, 1]
+    assert held("busy", range(96, 100)) == list(range(96, 100))
+    assert held("as busy", range(95, 100)) == [None, *range(96, 100)]
+    answers.forget(ask_again("quiet", "/a", "0", b"body"), 0)
+    answers.forget(ask_again("quiet", "/a", "1", b"body"), 1)
+    use("busy", range(200, 206))
+    assert held("busy", range(200, 206)) == list(range(200, 206))
+
+
+@pytest.mark.parametrize(
+    ("counts", "share"), [([], 12), ([12], 12), ([13], 12), ([2, 20], 10), ([5, 5, 5], 4), ([1, 4, 9, 9], 3)]
+)
+def test_a_fair_share(counts: list[int], share: int) -> None:
+    """Who has less keeps all; together they keep no more than the limit."""
+    assert fair_share(counts, 12) == share
+    assert sum(min(count, share) for count in counts) <= 12

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 from core import store as store_module
 from core.cursor import Mark, Stamps
 from core.event import Event
-from core.idempotency import Ask, Item
+from core.idempotency import Answers, Ask, Item, ask_again
+from core.intake import Intake
 from core.replay import Gone, Placement, ReplayRequest
 from core.settings import BacklogConfig, ServerConfig
 from core.store import Accepted, Page, StoreError
@@ -295,6 +298,58 @@ def test_the_newest_items_of_each_queue_are_remembered(
         file.prune(0, 1040)
         assert [key for key, _ in file.remembered_items("quiet", 1040)] == [b"0", b"1"]
         assert 3 <= len(file.remembered(1040)) <= 4
+
+
+def test_a_file_keeps_the_answers_of_those_who_have_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it got too many: a pruning lets go of the oldest of the publisher who has the most."""
+    monkeypatch.setattr(backlog_file, "MAX_REMEMBERED", 20)
+    with opened(tmp_path) as (file, store):
+
+        def held(publisher: str) -> int:
+            known = ask_again(publisher, "/a", "key", b"").publisher
+            return [each.ask.publisher for each in file.remembered(1000)].count(known)
+
+        store(1000, ask=Ask(b"0", b""))  # of an earlier version, which did not note the publisher
+        for n in range(100):
+            if n < 3:
+                store(1000, ask=ask_again("quiet", "/a", str(n), b""))
+            store(1001 + n, ask=ask_again("busy", "/a", str(n), b""))
+        file.prune(0, 1101)
+        assert (held("quiet"), held("busy"), len(file.remembered(1000))) == (3, 16, 20)
+        newest = {each.ask.scope for each in file.remembered(1000)}
+        assert ask_again("busy", "/a", "99", b"").scope in newest
+
+
+async def test_a_file_lets_go_of_answers_that_had_to_make_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for one: it holds as many as memory does, and over a restart the same ones."""
+    monkeypatch.setattr(Answers.__init__, "__defaults__", (5, time.monotonic))
+    path = publish_path("/a")
+    asks = [ask_again("quiet", "/a", "key", b"")]
+    asks += [ask_again("busy", "/a", str(n), b"") for n in range(20)]
+    held = []
+    for _ in range(2):
+        outlet = Delivered()
+        store = StoredBacklog(ServerConfig(backlog=BacklogConfig(size=50)), tmp_path / "backlog.db", outlet)
+        intake = Intake(store, outlet, 600)
+        await intake.open()
+        held.append([ask for ask in asks if intake._answers.find(ask)])
+        running = asyncio.create_task(store.run())
+        if not held[0]:
+            for ask in asks:
+                await intake.take(path, ['{"n": 1'], ask).answer
+        held.append([ask for ask in asks if intake._answers.find(ask)])
+        running.cancel()
+        await asyncio.wait([running])
+        await store.stop()
+        with contextlib.closing(sqlite3.connect(tmp_path / "backlog.db")) as connection:
+            stored = [name for (name,) in connection.execute("SELECT scope FROM answers")]
+        assert {ask.name for ask in held[1]} <= set(stored)
+        assert len(stored) <= 6  # the next write lets go of the last one
+    assert held[1] == held[2] == held[3] == [asks[0], *asks[-4:]]
 
 
 def test_items_of_a_write_that_fails_are_not_remembered(tmp_path: Path) -> None:
