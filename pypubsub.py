@@ -272,6 +272,7 @@ class Server:
         while True:
             await asyncio.sleep(self.config.server.ping_interval / PING_TURNS)
             self._fanout.ping(ping_line())
+            self._intake.watch_clock()
 
     # The rights of open streams (core.login.OpenStreams)
 

@@ -24,6 +24,7 @@ Beside that road:
     replay          what a subscriber asks to have sent again, and what it can be promised
     following       a subscriber's way from the backlog to the live events, and back when it falls behind
     recent          the newest events, in memory
+    ages            how old they are, by a clock that nobody sets
     waiting         what has been sent and is not published yet, bounded in bytes
     idempotency     what was published before: answers for publishers who ask twice, items of queues
     login           credentials, and what a provider of users answers to them

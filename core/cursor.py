@@ -13,11 +13,15 @@ import secrets
 import struct
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 TICKS_PER_SECOND = 4_096_000  # a tick is the unit of a position: 1/4096 ms, about 244 ns
 _MAX_POSITION = 2**60 - 1
 _CURSOR = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+_since_boot_ns = partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)
 
 
 class Stamp(NamedTuple):
@@ -38,12 +42,13 @@ class Mark(NamedTuple):
 class Stamps:
     """Makes stamps, each after the one before.
 
-    When the wall clock is set back, time goes on at the pace of the monotonic clock from where it was.
+    When the wall clock is set back, time goes on at the pace of the monotonic clock from where it was: of the
+    one that goes on while the machine is suspended, as core.ages expects of stamps.
     wall, monotonic: clocks in nanoseconds.
     """
 
     def __init__(
-        self, wall: Callable[[], int] = time.time_ns, monotonic: Callable[[], int] = time.monotonic_ns
+        self, wall: Callable[[], int] = time.time_ns, monotonic: Callable[[], int] = _since_boot_ns
     ) -> None:
         self._wall = wall
         self._monotonic = monotonic
@@ -57,6 +62,12 @@ class Stamps:
         self._now_ns = max(self._now_ns, round(mark.timestamp * 1e9))
         self._position = max(self._position, mark.position)
         self._position_ns = max(self._position_ns, mark.position * 1_000_000_000 // TICKS_PER_SECOND)
+
+    @property
+    def ahead(self) -> float:
+        """Seconds that stamps are ahead of the wall clock: since it was set back, or an earlier life."""
+        elapsed_ns = self._monotonic() - self._monotonic_ns
+        return (max(self._now_ns, self._position_ns) + elapsed_ns - self._wall()) / 1e9
 
     def next(self) -> Stamp:
         """A stamp that sorts after every one made before."""

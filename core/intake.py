@@ -7,6 +7,7 @@ under way at a time is bounded. What is asked again with the same Idempotency-Ke
 
 import asyncio
 import functools
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -17,9 +18,13 @@ from core.event import MAX_BATCH, Draft, Event
 from core.idempotency import Answers, Ask, Item
 from core.store import PORTION, Accepted, Outlet, Store
 from core.topics import PublishPath
+from core.trouble import Trouble
 from core.turns import Slice, Turns
 from core.waiting import MOST_WAITING, Waiting, too_much_waits
 
+log = logging.getLogger("pypubsub")
+
+_FAR_AHEAD = 60.0  # seconds that stamps may be ahead of the clock without a warning
 _FEW = 20  # events that are brought without waiting for a turn: they take well below a millisecond
 _NO_TURN = nullcontext()
 
@@ -42,6 +47,12 @@ class Intake:
         self._turns = Turns()
         self._under_way: dict[asyncio.Future[Accepted], int] = {}  # batches of those who had a turn: events
         self._stamps = Stamps()
+        self._clock = Trouble(
+            log,
+            "timestamps and cursors run %s ahead of the clock, which was set back or wrong before: they go "
+            "on from where they were (docs/backlog.md says what can be done)",
+            "timestamps and cursors are those of the clock again",
+        )
         self._stamping = asyncio.Lock()  # held while the stamps of a long batch are given
         self._stamping_private = False  # whether all of that batch is private
         self._answers: Answers[asyncio.Future[Accepted]] = Answers(idempotency_window)
@@ -56,6 +67,15 @@ class Intake:
             answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
             answer.set_result(accepted)
             self._gone += self._answers.remember(ask, answer, age)
+        self.watch_clock()
+
+    def watch_clock(self) -> None:
+        """Warn if stamps are far ahead of the clock, and say when that is over."""
+        ahead = self._stamps.ahead
+        if ahead > _FAR_AHEAD:
+            self._clock.began(f"{ahead:.0f} seconds ({ahead / 86_400:.1f} days)", "ahead")
+        else:
+            self._clock.ended()
 
     async def now(self, *, private: bool) -> Stamp:
         """A place in the order of events, and not in the middle of a batch.

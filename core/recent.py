@@ -33,6 +33,7 @@ class Recent:
         self._lines: list[bytes] = []
         self._ends: list[int] = []  # bytes of all events up to and with this one
         self._dropped_bytes = 0
+        self._cut_off = 0.0  # the timestamp of the last event that has been
 
     def __len__(self) -> int:
         return len(self._positions) - self._first
@@ -46,6 +47,11 @@ class Recent:
     def oldest(self) -> Mark:
         """The event that would be dropped next. Raises IndexError if there is none."""
         return Mark(self._positions[self._first], self._timestamps[self._first])
+
+    @property
+    def newest_timestamp(self) -> float:
+        """That of the last event that was added, whether it is still held or not; 0 if none was."""
+        return self._timestamps[-1] if self._timestamps else self._cut_off
 
     def add(self, event: Event) -> None:
         """Append an event, which is later than all here."""
@@ -62,6 +68,7 @@ class Recent:
         self._paths[self._first], self._lines[self._first] = "", b""  # their memory at once
         self._first += 1
         if self._first > _SPARE and self._first * 2 > len(self._positions):
+            self._cut_off = self._timestamps[self._first - 1]
             for column in (self._positions, self._timestamps, self._paths, self._lines, self._ends):
                 del column[: self._first]
             self._first = 0

@@ -7,9 +7,9 @@ ones.
 
 import asyncio
 import math
-import time
 from collections.abc import Callable, Sequence
 
+from core.ages import Ages, since_boot
 from core.cursor import Mark, position_of
 from core.event import Event
 from core.idempotency import Ask, Item
@@ -35,6 +35,7 @@ class Kind:
 
     def __init__(self) -> None:
         self.recent = Recent()
+        self.ages = Ages([(0.0, 0.0)])
         self.end = 0  # position of the last event that was delivered
         self.lost = NOTHING  # the latest event that has left the backlog
         self.in_memory_after = 0  # position: what the backlog holds from later on is in `recent`
@@ -48,12 +49,14 @@ class Kind:
 
 
 class Backlog:
-    """A store that keeps events in memory. clock: Unix seconds."""
+    """A store that keeps events in memory. clock: seconds, that nobody sets."""
 
     durable = False
     is_full = False
 
-    def __init__(self, config: BacklogConfig, outlet: Outlet, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, config: BacklogConfig, outlet: Outlet, clock: Callable[[], float] = since_boot
+    ) -> None:
         self._config = config
         self._outlet = outlet
         self._clock = clock
@@ -72,6 +75,8 @@ class Backlog:
     async def start(self, now: Mark) -> Mark:
         """Begin to remember."""
         self._began = now
+        for kind in (self._public, self._private):
+            kind.ages = Ages([(self._clock(), now.timestamp)])
         return now
 
     def remembered(self) -> Sequence[Remembered]:
@@ -92,10 +97,17 @@ class Backlog:
 
     async def prune(self) -> None:
         """Let go of what is too old by now."""
-        before = self._clock() - self._config.max_age
+        now = self._clock()
         for kind in self._kinds.values():
+            self._look_at_clock(kind, now)
+            before = kind.ages.stamped(now - self._config.max_age)
             while kind.recent and kind.recent.oldest.timestamp < before:
                 kind.lost = kind.drop_oldest()
+
+    def _look_at_clock(self, kind: Kind, now: float) -> bool:
+        """Note what has been stamped by now. Whether stamps have not kept pace with the clock."""
+        newest = kind.recent.newest_timestamp
+        return bool(newest) and kind.ages.look(now, newest)
 
     async def flush(self) -> None:
         """Nothing waits."""

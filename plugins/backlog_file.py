@@ -68,6 +68,12 @@ CREATE TABLE IF NOT EXISTS imported (  -- the cursors of 0.7's, of events that c
     cursor TEXT PRIMARY KEY, position INTEGER NOT NULL,
     whole INTEGER NOT NULL  -- whether all that 0.7 published after it came as well
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS clock (  -- one row: class Clock
+    boot TEXT NOT NULL, since_boot REAL NOT NULL, lived REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS ages (  -- the newest timestamp when the file had lived so long: see core.ages
+    kind TEXT NOT NULL, lived REAL NOT NULL, timestamp REAL NOT NULL
+);
 """
 
 _PUBLISHER = f"substr(scope, 1, max(length(scope) - {SCOPE_SIZE}, 0))"  # of an answer
@@ -100,6 +106,14 @@ class Life(NamedTuple):
     from_the_start: bool
     last: Mark  # no later stamp has been given
     ends: dict[str, int]  # by kind: position of the last event
+
+
+class Clock(NamedTuple):
+    """How long a file had lived at a moment, by a clock that nobody sets."""
+
+    boot: str  # of which machine, and since which start
+    since_boot: float  # seconds
+    lived: float  # seconds; of a new file, the time of day
 
 
 class BacklogFile:
@@ -204,12 +218,42 @@ class BacklogFile:
         with self._transaction() as connection:
             connection.execute("UPDATE imported SET whole = 1 WHERE position > ?", (after,))
 
+    def clock(self) -> Clock | None:
+        """What was kept by an earlier life."""
+        with self._database_errors():
+            row = self._writing().execute("SELECT boot, since_boot, lived FROM clock").fetchone()
+            return row and Clock(*row)
+
+    def ages(self, kind: str) -> list[tuple[float, float]]:
+        """What was stamped when: see core.ages."""
+        with self._database_errors():
+            select = "SELECT lived, timestamp FROM ages WHERE kind = ? ORDER BY rowid"
+            return self._writing().execute(select, (kind,)).fetchall()
+
+    def newest_timestamp(self, kind: str) -> float | None:
+        """That of the newest event."""
+        with self._database_errors():
+            select = f"SELECT timestamp FROM {kind} ORDER BY position DESC LIMIT 1"  # noqa: S608
+            row = self._writing().execute(select).fetchone()
+            return row and float(row[0])
+
     # Writing
+
+    def keep_clock(self, clock: Clock, ages: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+        """Keep both for a later life."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM clock")
+            connection.execute("INSERT INTO clock VALUES (?, ?, ?)", clock)
+            for kind, points in ages.items():
+                connection.execute("DELETE FROM ages WHERE kind = ?", (kind,))
+                connection.executemany(
+                    "INSERT INTO ages VALUES (?, ?, ?)", [(kind, *point) for point in points]
+                )
 
     def store(self, writes: Sequence[Write], end: int, now: float) -> None:
         """Store all of it, or nothing. What is pushed out by it leaves in the same transaction.
 
-        end: position of the last event that was delivered; now: Unix seconds.
+        end: position of the last event that was delivered; now: seconds that the file has lived.
         """
         with self._transaction() as connection:
             if self.has_failed:
@@ -271,10 +315,10 @@ class BacklogFile:
         ).fetchone()
         return _forget(connection, kind, Mark(*mark))
 
-    def prune(self, before: float, now: float) -> bool:
-        """Let go of some events from before that time, and of what was remembered. Whether there is more.
+    def prune(self, before: Mapping[str, float], now: float) -> bool:
+        """Let go of some events from before a time, and of what was remembered. Whether there is more.
 
-        before, now: Unix seconds.
+        before: timestamps by kind; now: seconds that the file has lived.
         """
         more = False
         lost: dict[str, Mark] = {}
@@ -283,7 +327,7 @@ class BacklogFile:
                 count, position, timestamp = connection.execute(
                     "SELECT count(*), max(position), max(timestamp) FROM ("  # noqa: S608
                     f"SELECT position, timestamp FROM {kind} ORDER BY position LIMIT ?) WHERE timestamp < ?",
-                    (_PRUNED_AT_ONCE, before),
+                    (_PRUNED_AT_ONCE, before[kind]),
                 ).fetchone()
                 if count:
                     lost |= _forget(connection, kind, Mark(position, timestamp))
@@ -309,7 +353,7 @@ class BacklogFile:
         )
 
     def remembered(self, now: float) -> list[Remembered]:
-        """The answers that are still good, the oldest first. now: Unix seconds."""
+        """The answers that are still good, the oldest first. now: seconds that the file has lived."""
         with self._database_errors():
             rows = self._writing().execute(
                 "SELECT scope, body, cursor, timestamp, events, at FROM answers WHERE at > ? ORDER BY at",

@@ -10,13 +10,13 @@ import functools
 import logging
 import math
 import os
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple, ParamSpec, TypeVar
 
+from core.ages import Ages, since_boot, this_boot
 from core.cursor import Mark, position_of
 from core.errors import RETRY_AFTER, Refused, StartError
 from core.event import Event
@@ -27,7 +27,7 @@ from core.store import PORTION, Accepted, Outlet, Page, Remembered, StoreError
 from core.turns import Slice
 from core.waiting import MOST_WAITING
 from plugins.backlog import Backlog, Kind
-from plugins.backlog_file import KINDS, RESERVED_AHEAD, BacklogFile, Write
+from plugins.backlog_file import KINDS, RESERVED_AHEAD, BacklogFile, Clock, Write
 from plugins.backlog_import import import_old_backlog, is_old_backlog
 
 log = logging.getLogger("pypubsub.backlog")
@@ -35,6 +35,7 @@ log = logging.getLogger("pypubsub.backlog")
 _SHARED_PAGES = 16
 _GROUP_EVENTS = 10_000  # with as many, or so many bytes, a group that is stored together is long enough
 _GROUP_BYTES = 8 * 1024**2
+_CLOCK_KEPT_EVERY = 60.0  # seconds
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -79,7 +80,7 @@ class StoredBacklog(Backlog):
     durable = True
 
     def __init__(
-        self, server: ServerConfig, path: Path, outlet: Outlet, clock: Callable[[], float] = time.time
+        self, server: ServerConfig, path: Path, outlet: Outlet, clock: Callable[[], float] = since_boot
     ) -> None:
         super().__init__(server.backlog, outlet, clock)
         self._path: Final = path
@@ -100,6 +101,8 @@ class StoredBacklog(Backlog):
         self._can_write = _Ability("write", path, "publishers are refused")
         self._can_read = _Ability("read", path, "replays from it are refused or break off")
         self._remembered: Sequence[Remembered] = ()
+        self._lived_before = 0.0  # seconds that the file has lived, beside those of the clock
+        self._clock_kept = 0.0  # when the file was last told: seconds that it had lived
 
     # A life
 
@@ -118,10 +121,12 @@ class StoredBacklog(Backlog):
         first_life = not lock_path.exists() and not self._path.exists()
         self._lock = lock(self._path, lock_path)
         try:
-            if is_old_backlog(self._path):
+            imported = is_old_backlog(self._path)
+            if imported:
                 import_old_backlog(self._path, self._config.size, self._max_line_size, now)
             life = self._file.open(now, from_the_start=first_life)
-            self._remembered = self._file.remembered(self._clock())
+            self._open_ages(now.timestamp, imported=imported)
+            self._remembered = self._file.remembered(self._lived())
         except OSError as error:
             where = error.filename or self._path
             raise StartError(f"server.backlog.storage: {where}: {error.strerror}") from error
@@ -132,12 +137,40 @@ class StoredBacklog(Backlog):
             kind.end = kind.in_memory_after = life.ends[name]
         try:
             self._file.push_out()
-            while self._file.prune(self._oldest_kept(), self._clock()):
+            self._keep_clock()
+            while self._file.prune(self._oldest_kept(), self._lived()):
                 pass
         except StoreError as error:  # it can be read, at least
             self._can_write.fails(error)
         self._drop_lost()
         return life.last
+
+    def _open_ages(self, now: float, *, imported: bool) -> None:
+        """Find out how long the file has lived, and what was stamped when. now: Unix seconds.
+
+        The time in which this machine was off is not counted: only the time of day tells of it, and that may
+        be wrong, at a start even by years.
+        """
+        clock, boot = self._clock(), this_boot()
+        kept = self._file.clock()
+        lived = kept.lived if kept else now
+        if kept and boot and kept.boot == boot:
+            lived += max(0.0, clock - kept.since_boot)
+        self._lived_before = lived - clock
+        for name, kind in self._kinds.items():
+            newest = None if imported else self._file.newest_timestamp(name)  # the old file stays
+            kind.ages = Ages(self._file.ages(name) or [(lived, newest or now)], lived)
+
+    def _lived(self) -> float:
+        """Seconds that the file has lived: a clock that nobody sets, and that goes on over restarts."""
+        return self._lived_before + self._clock()
+
+    def _keep_clock(self) -> None:
+        """Have the file know it in another life. Raises StoreError."""
+        lived = self._lived()
+        ages = {name: kind.ages.points for name, kind in self._kinds.items()}
+        self._file.keep_clock(Clock(this_boot(), self._clock(), lived), ages)
+        self._clock_kept = lived
 
     def remembered(self) -> Sequence[Remembered]:
         """The answers of an earlier life, once."""
@@ -146,7 +179,7 @@ class StoredBacklog(Backlog):
 
     async def remembered_items(self, queue: str) -> Sequence[tuple[bytes, float]]:
         """What the file remembers."""
-        return await self._in_reader(self._file.remembered_items, queue, self._clock())
+        return await self._in_reader(self._file.remembered_items, queue, self._lived())
 
     async def run(self) -> None:
         """Store what waits, and let go of what is too old, until cancelled."""
@@ -211,7 +244,7 @@ class StoredBacklog(Backlog):
                 self._anything_waits.clear()
             writes = [each.write for each in group]
             try:
-                await self._in(self._writing, self._file.store, writes, self.end(private=True), self._clock())
+                await self._in(self._writing, self._file.store, writes, self.end(private=True), self._lived())
             except StoreError as error:
                 self._can_write.fails(error)
                 self._refuse(group)
@@ -259,8 +292,12 @@ class StoredBacklog(Backlog):
 
     async def prune(self) -> None:
         """Let go of what is too old by now, answers too."""
+        lived = self._lived()
+        out_of_pace = [self._look_at_clock(kind, lived) for kind in self._kinds.values()]
         try:
-            while await self._in(self._writing, self._file.prune, self._oldest_kept(), self._clock()):
+            if any(out_of_pace) or lived >= self._clock_kept + _CLOCK_KEPT_EVERY:
+                await self._in(self._writing, self._keep_clock)
+            while await self._in(self._writing, self._file.prune, self._oldest_kept(), self._lived()):
                 self._drop_lost()
             if not self._can_write.there:  # a write that changes something tells whether it can again
                 await self._in(self._writing, self._file.reserve, self.end(private=True))
@@ -269,8 +306,13 @@ class StoredBacklog(Backlog):
             self._can_write.fails(error)
         self._drop_lost()
 
-    def _oldest_kept(self) -> float:
-        return self._clock() - (self._config.max_age or math.inf)
+    def _oldest_kept(self) -> dict[str, float]:
+        """The timestamp that an event of each kind has at least if it is kept."""
+        moment = self._lived() - self._config.max_age
+        return {
+            name: kind.ages.stamped(moment) if self._config.max_age else -math.inf
+            for name, kind in self._kinds.items()
+        }
 
     def _drop_lost(self) -> None:
         for name, kind in self._kinds.items():
