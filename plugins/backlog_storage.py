@@ -382,13 +382,20 @@ class StoredBacklog(Backlog):
         """
         key = (after, kinds)
         page = self._pages.get(key)
-        if page is None:
+        if page is None or self._is_outdated(page, after, kinds):
             reading = self._in_reader(self._file.read, after, upto, kinds)
             page = self._pages[key] = asyncio.create_task(reading, name="read a page of the backlog")
             page.add_done_callback(functools.partial(self._forget_failed_page, key))
             if len(self._pages) > _SHARED_PAGES:
                 self._pages.popitem(last=False)
         return await asyncio.shield(page)  # others may wait for it too
+
+    def _is_outdated(self, page: asyncio.Task[Page], after: int, kinds: Sequence[str]) -> bool:
+        """Whether something may have left of what was read."""
+        if not page.done():
+            return False
+        lost = [self._file.lost[kind].position for kind in kinds]
+        return any(now > max(then, after) for now, then in zip(lost, page.result().gone, strict=False))
 
     def _forget_failed_page(self, key: tuple[int, Sequence[str]], page: asyncio.Task[Page]) -> None:
         if page.cancelled() or page.exception():
