@@ -31,7 +31,7 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11, RawRequestMessage
 
 from core import __version__
-from core.access import UNIX, CertificateNames, Networks, from_another_site, publisher_address
+from core.access import UNIX, CertificateNames, Networks, publisher_address
 from core.attempts import TooManyAttempts
 from core.authentication import Authentication
 from core.body import inflate, too_large
@@ -68,6 +68,7 @@ from core.tls import CurrentContext, tls_context
 from core.topics import PublishPath, parse_publish_path, parse_subscription
 from core.turns import Slice
 from core.unix_socket import UnixSocket, answers
+from core.web_pages import WebPages
 from plugins import check_aioboto3, check_directory, providers_for, queues_for, store_for
 from plugins.acl import Users, read_users
 from plugins.acl_passwords import hash_password
@@ -83,6 +84,7 @@ MAX_HELD_REFUSALS = 1000
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 LOOPS = ("auto", "asyncio", "uvloop")  # auto: uvloop if it is there
 ACCEPT_BACKLOG = 1024  # connections waiting to be accepted: after a restart everybody comes back at once
+ADDRESS = "address"  # what a request keeps of its own, in aiohttp's dictionary for that
 CORS_REQUEST_HEADERS = (
     "Accept, Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Fetch-Since, X-Fetch-Since-Cursor"
 )
@@ -114,6 +116,7 @@ class Server:
         self._publishers = Networks(config.clients.payloaders)
         self._certified = CertificateNames(config.certified_publishers)
         self._trusted_proxies = Networks(config.server.trusted_proxies)
+        self._web_pages = WebPages(config.server.cors_origins, [*config.server.hosts, *config.server.bind])
         self._secure_topics = frozenset(config.clients.secure_topics)
         self._refusals = Refusals()
         queue_connections = sum(queue.connections for queue in config.sqs.values())
@@ -495,15 +498,7 @@ class Server:
     async def _authorize(self, request: web.BaseRequest, path: PublishPath) -> tuple[str, Login | None]:
         """The name of the user or address that publishes, and its login. Raises Refused if it may not."""
         headers = request.headers
-        if from_another_site(
-            headers.get("Sec-Fetch-Site"),
-            headers.get("Origin"),
-            headers.get("Host", ""),
-            self.config.server.cors_origins,
-        ):
-            raise Refused(
-                403, "a page of another site may not publish here (server.cors_origins lists who may)"
-            )
+        self._web_pages.check(headers)
         address = self._address(request)
         login = await self._log_in(request, address)
         if secured := self._secure_topics & path.all_topics:
@@ -529,13 +524,16 @@ class Server:
             raise no_right_to(secured)
 
     def _address(self, request: web.BaseRequest) -> str | None:
-        """Where a request comes from, None if that cannot be known."""
-        return publisher_address(
-            connection_of(request).peer,
-            self._trusted_proxies,
-            request.headers.getall("X-Forwarded-For", ()),
-            request.headers.getall("Forwarded", ()),
-        )
+        """Where a request comes from, None if that cannot be known. Looked for once a request."""
+        if ADDRESS not in request:
+            request[ADDRESS] = publisher_address(
+                connection_of(request).peer,
+                self._trusted_proxies,
+                request.headers.getall("X-Forwarded-For", ()),
+                request.headers.getall("Forwarded", ()),
+            )
+        address: str | None = request[ADDRESS]
+        return address
 
     def _shown_peer(self, request: web.BaseRequest) -> str | None:
         """Where a request comes from, for the log."""

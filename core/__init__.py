@@ -3,7 +3,8 @@
 An event runs through these modules in this order:
 
     http            aiohttp's connections, and what of a request has nothing to do with events
-    access          who is asking: networks, certificates, trusted proxies, cross-site requests
+    access          who is asking: networks, certificates, trusted proxies
+    web_pages       which web pages a browser may publish for
     authentication  who they are: from the header Authorization to a login
     quick           which publishes are answered where they are read, without aiohttp's machinery
     topics          a URL path -> the topics of a publish, or a Subscription

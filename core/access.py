@@ -1,14 +1,15 @@
-"""Who is asking: networks and certificates that may publish, addresses behind trusted proxies, sites."""
+"""Who is asking: networks and certificates that may publish, addresses behind trusted proxies."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork, IPSet
 from pydantic import PlainValidator
 
 UNIX: Literal["unix"] = "unix"  # in a list of networks: peers of a unix socket, who have no address
+MOST_PROXIES = 20  # that a request may have come through
+_LONGEST_ENTRY = 1000  # characters of a forwarding header, of which one proxy has written all
 _CACHED_ADDRESSES = 10_000
 _NETWORK_FORM = 'a network such as 10.0.0.0/8, an address, or "unix"'
 
@@ -103,22 +104,38 @@ def publisher_address(
     peer: the address at the other end of the connection, "unix" for a unix socket, None if not known.
     x_forwarded_for, forwarded (RFC 7239): the values of the headers, in the order received.
 
-    The lists are read from the right, each entry only on the word of a trusted proxy to its right. Anything
-    else in the place of an address, or two headers that do not agree, gives None: it raises nobody's rights.
+    The lists are read from the right, each entry only on the word of a trusted proxy to its right, and no
+    further than to the first that is none. Anything else in the place of an address, more than MOST_PROXIES,
+    or two headers that do not agree, gives None: it raises nobody's rights.
     """
     if not trusted_proxies.hold(peer):
         return peer
-    chains = [chain for chain in (_x_forwarded_for(x_forwarded_for), _forwarded(forwarded)) if chain]
+    chains = []
+    if x_forwarded_for:
+        chains.append(_from_the_right(x_forwarded_for))
+    if forwarded:
+        chains.append(map(_for_of, _from_the_right(forwarded)))
     if not chains:
         return peer
-    addresses = {_rightmost_untrusted(chain, trusted_proxies) for chain in chains}
+    addresses = {_first_untrusted(chain, trusted_proxies) for chain in chains}
     return addresses.pop() if len(addresses) == 1 else None
 
 
-def _rightmost_untrusted(chain: Sequence[str], trusted_proxies: Networks) -> str | None:
+def _from_the_right(values: Sequence[str]) -> Iterator[str]:
+    """The entries of lists with commas, the last one first. Each is cut out when it is asked for."""
+    for value in reversed(values):
+        end = len(value)
+        while end >= 0:
+            comma = value.rfind(",", 0, end)
+            yield value[comma + 1 : end]
+            end = comma
+
+
+def _first_untrusted(nodes: Iterator[str], trusted_proxies: Networks) -> str | None:
+    """The first that is no trusted proxy, or else the last of them all."""
     address: str | None = None
-    for node in reversed(chain):
-        address = _node_address(node)
+    for number, node in enumerate(nodes):
+        address = _node_address(node) if number < MOST_PROXIES and len(node) <= _LONGEST_ENTRY else None
         if not trusted_proxies.hold(address):
             return address
     return address
@@ -136,41 +153,13 @@ def _node_address(node: str) -> str | None:
     return plain_address(text)
 
 
-def _x_forwarded_for(values: Sequence[str]) -> list[str]:
-    return [node for value in values for node in value.split(",")]
+def _for_of(element: str) -> str:
+    """The `for` of an element of Forwarded, which has one; else "".
 
-
-def _forwarded(values: Sequence[str]) -> list[str]:
-    """The `for` of each element; a comma or semicolon in quotes breaks one up, into what is no address."""
-    chain = []
-    for element in (element for value in values for element in value.split(",")):
-        pairs = (pair.partition("=") for pair in element.split(";"))
-        nodes = [node for name, _, node in pairs if name.strip().lower() == "for"]
-        chain.append(nodes[0] if len(nodes) == 1 else "")
-    return chain
-
-
-def from_another_site(
-    fetch_site: str | None, origin: str | None, host: str, allowed_origins: Sequence[str]
-) -> bool:
-    """Whether a browser sent this request for a page of another site that is not listed.
-
-    fetch_site, origin: the headers Sec-Fetch-Site and Origin; host: the header Host.
-    Programs send neither header, and are never from another site.
+    A comma or semicolon in quotes breaks one up, into what is no address.
     """
-    if origin is not None and origin in allowed_origins:
-        return False
-    if fetch_site is not None:
-        return fetch_site not in ("same-origin", "none")
-    return origin is not None and not _same_host(origin, host)
-
-
-def _same_host(origin: str, host: str) -> bool:
-    try:
-        scheme, authority = urlsplit(origin)[:2]
-        default_port = {"http": 80, "https": 443}[scheme]
-        ours = urlsplit(f"//{host}")
-        theirs = urlsplit(f"//{authority}")
-        return (theirs.hostname, theirs.port or default_port) == (ours.hostname, ours.port or default_port)
-    except (KeyError, ValueError):  # "null", and whatever is no URL
-        return False
+    if len(element) > _LONGEST_ENTRY:
+        return ""
+    pairs = (pair.partition("=") for pair in element.split(";"))
+    nodes = [node for name, _, node in pairs if name.strip().lower() == "for"]
+    return nodes[0] if len(nodes) == 1 else ""

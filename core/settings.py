@@ -53,6 +53,14 @@ def _check_origin(value: str) -> str:
     return value
 
 
+def _check_host(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", value, re.ASCII):
+        raise ValueError(
+            "a name of this server as browsers send it: pubsub.example.org, no port, no https://"
+        )
+    return value.lower()
+
+
 def _check_certificate_name(value: str) -> str:
     if not value or not value.isprintable() or value != value.strip():
         raise ValueError(
@@ -90,6 +98,7 @@ def _check_pattern(value: object) -> str:
 Port = Annotated[int, BeforeValidator(_parse_port)]
 Bind = Annotated[StrictStr, AfterValidator(_check_bind)]
 Origin = Annotated[StrictStr, AfterValidator(_check_origin)]
+HostName = Annotated[StrictStr, AfterValidator(_check_host)]
 CertificateName = Annotated[StrictStr, AfterValidator(_check_certificate_name)]
 FilePath = Annotated[StrictStr, AfterValidator(_check_file_path)]
 LdapUri = Annotated[StrictStr, AfterValidator(_check_ldap_uri)]
@@ -137,6 +146,7 @@ class ServerConfig(Section):
     max_connections_per_address: Annotated[StrictInt, Field(ge=0)] = 0  # 0: no limit
     trusted_proxies: tuple[Network, ...] = ()
     cors_origins: tuple[Origin, ...] = ()
+    hosts: tuple[HostName, ...] = ()  # beside addresses, localhost and the machine's own names
     access_log: StrictBool = False
 
 

@@ -1,6 +1,7 @@
 """Who may publish: networks, proxies, other sites, secure topics."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from netaddr import IPNetwork
 from pydantic import TypeAdapter, ValidationError
 
-from core.access import Network, Networks, from_another_site, plain_address, publisher_address
+from core.access import MOST_PROXIES, Network, Networks, plain_address, publisher_address
+from core.errors import Refused
+from core.web_pages import WebPages
 from daemon import Daemon, basic
 
 StartDaemon = Callable[..., Daemon]
@@ -97,6 +100,44 @@ def test_whose_address_counts_behind_proxies(
     assert publisher_address(peer, networks("10.0.0.0/8", "unix"), x_forwarded_for, forwarded) == address
 
 
+def test_no_more_than_so_many_proxies_are_believed() -> None:
+    """A longer list gives no address: reading it would take longer than the request."""
+    proxies = networks("10.0.0.0/8")
+    for separate in (False, True):
+        for number, address in ((MOST_PROXIES - 1, "192.0.2.1"), (MOST_PROXIES, None)):
+            chain = ["192.0.2.1"] + ["10.0.0.2"] * number
+            assert (
+                publisher_address("10.0.0.1", proxies, chain if separate else [",".join(chain)], [])
+                == address
+            )
+            elements = [f"for={node}" for node in chain]
+            assert (
+                publisher_address("10.0.0.1", proxies, [], elements if separate else [",".join(elements)])
+                == address
+            )
+
+
+class Counting(Networks):
+    """Networks that count how often they are asked."""
+
+    asked = 0
+
+    def hold(self, address: str | None) -> bool:
+        """Count."""
+        self.asked += 1
+        return super().hold(address)
+
+
+@pytest.mark.parametrize("element", ["{}", "for={}"])
+def test_forwarding_headers_are_read_no_further_than_to_the_client(element: str) -> None:
+    """Whatever a client has put before the entry that the proxy adds: it may be 57 KB."""
+    proxies = Counting([IPNetwork("10.0.0.0/8")])
+    values = [",".join([element.format("10.0.0.2")] * 700)] * 6 + [element.format("192.0.2.1")]
+    headers = ([], values) if "for" in element else (values, [])
+    assert publisher_address("10.0.0.1", proxies, *headers) == "192.0.2.1"
+    assert proxies.asked == 2
+
+
 @given(st.lists(st.text(max_size=30), max_size=3), st.lists(st.text(max_size=30), max_size=3))
 def test_any_nonsense_in_the_headers_is_read_without_an_error(
     x_forwarded_for: list[str], forwarded: list[str]
@@ -129,7 +170,73 @@ SITES = [
 @pytest.mark.parametrize(("fetch_site", "origin", "other"), SITES)
 def test_what_counts_as_another_site(fetch_site: str | None, origin: str | None, other: bool) -> None:
     """Sec-Fetch-Site decides; without it, Origin against the host's own."""
-    assert from_another_site(fetch_site, origin, "example.org:2069", ["https://listed.example"]) is other
+    headers = {"Sec-Fetch-Site": fetch_site, "Origin": origin, "Host": "example.org:2069"}
+    sent = {name: value for name, value in headers.items() if value is not None}
+    with pytest.raises(Refused, match="another site") if other else contextlib.nullcontext():
+        WebPages(["https://listed.example"], ["example.org"]).check(sent)
+
+
+# what the header Host says, whether it is a name of this server: server.hosts holds Pubsub.Example.org
+HOSTS = [
+    ("127.0.0.1:2069", True),
+    ("192.0.2.1", True),
+    ("[::1]:2069", True),
+    ("[2001:db8::1]", True),
+    ("localhost:2069", True),
+    ("LocalHost", True),
+    ("localhost.", True),
+    ("pubsub.localhost:2069", True),
+    (socket.gethostname(), True),
+    (f"{socket.gethostname().upper()}:80", True),
+    ("pubsub.example.org", True),
+    ("PUBSUB.example.org.:2070", True),
+    ("evil.example:2069", False),
+    ("pubsub.example.org.evil.example", False),
+    ("evil-pubsub.example.org", False),
+    ("example.org", False),
+    ("localhost.evil.example", False),
+    ("evillocalhost", False),
+    ("127.0.0.1.evil.example", False),
+    ("127.0.0.1@evil.example", False),
+    ("evil.example#127.0.0.1", False),
+    ("[::1].evil.example", False),
+    ("2130706433.", False),
+    ("..", False),
+    ("", False),
+    ("pubsub.example.org:x", False),
+    ("pubsub.example.ôrg", False),
+]
+PAGES = [
+    {"Origin": "http://HOST", "Sec-Fetch-Site": "same-origin"},
+    {"Origin": "http://HOST"},
+    {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"},
+    {"Sec-Fetch-Site": "none"},
+    {"Sec-Fetch-Dest": "empty"},
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+@pytest.mark.parametrize(("host", "ours"), HOSTS)
+def test_a_page_under_a_foreign_name_may_not_publish(host: str, ours: bool, page: dict[str, str]) -> None:
+    """Its owner may have pointed that name here, so that the browser takes the page for one of ours."""
+    sent = {name: value.replace("HOST", host) for name, value in page.items()} | {"Host": host}
+    web_pages = WebPages(["https://listed.example"], ["Pubsub.Example.org"])
+    with contextlib.nullcontext() if ours else pytest.raises(Refused):
+        web_pages.check(sent)
+    web_pages.check({"Host": host})  # of a program
+    web_pages.check(page | {"Host": host, "Origin": "https://listed.example"})
+
+
+async def test_a_rebound_name_opens_nothing(start_daemon: StartDaemon) -> None:
+    """403, and the setting that would allow it; nothing is published. Names that are listed are known."""
+    server = start_daemon({"server": {"hosts": ["pubsub.example.org"]}})
+    for name, status in (("evil.example", 403), ("pubsub.example.org", 202), ("localhost", 202)):
+        page = {"Host": f"{name}:2069", "Origin": f"http://{name}:2069", "Sec-Fetch-Site": "same-origin"}
+        for method in ("PUT", "POST"):
+            answer = await server.request(method, "/a", {}, page)
+            assert answer.status == status
+            assert ("server.hosts" in answer.text) == (status == 403)
+        assert (await server.request("PUT", "/a", {}, {"Host": f"{name}:2069"})).status == 202
 
 
 async def test_only_listed_addresses_may_publish(start_daemon: StartDaemon) -> None:

@@ -43,10 +43,11 @@ async def ask(
     source: str = LISTED,
     body: str = "{}",
     tls: ssl.SSLContext | None = None,
+    host: str = "127.0.0.1",
 ) -> Answer:
     """A publish as it is written here, byte by byte, from an address of 127.0.0.0/8; what is answered."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls, local_addr=(source, 0))
-    head = [f"PUT {target} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Connection: close", *headers]
+    head = [f"PUT {target} HTTP/1.1", f"Host: {host}:{port}", "Connection: close", *headers]
     writer.write("\r\n".join([*head, f"Content-Length: {len(body)}", "", body]).encode())
     async with asyncio.timeout(TIMEOUT):
         answer = await reader.read()
@@ -189,6 +190,16 @@ async def test_a_page_of_the_proxys_own_site_may_publish(behind_nginx: BehindNgi
     _, nginx = behind_nginx()
     assert (await ask(nginx.port, "/a", f"Origin: http://127.0.0.1:{nginx.port}")).status == 202
     assert (await ask(nginx.port, "/a", "Origin: http://127.0.0.1")).status == 403
+
+
+async def test_a_page_under_the_proxys_name_may_publish_if_the_name_is_listed(
+    behind_nginx: BehindNginx,
+) -> None:
+    """The server sees the name in Host, and cannot know by itself that it is one of its own."""
+    _, nginx = behind_nginx(hosts=["pubsub.example.org"])
+    for name, status in (("pubsub.example.org", 202), ("evil.example", 403)):
+        own_page = f"Origin: http://{name}:{nginx.port}"
+        assert (await ask(nginx.port, "/a", own_page, host=name)).status == status
 
 
 async def test_nginx_may_do_the_tls(behind_nginx: BehindNginx) -> None:
