@@ -81,6 +81,7 @@ STREAM_TYPE = "application/vnd.pypubsub-stream"
 ALLOWED_METHODS = "GET, HEAD, OPTIONS, POST, PUT"
 MOST_GROWTH = 100  # times max_payload_size that a batch's lines may have, which all hold its path
 MAX_HELD_REFUSALS = 1000
+MOST_QUERY_KEYS = 64
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 LOOPS = ("auto", "asyncio", "uvloop")  # auto: uvloop if it is there
 ACCEPT_BACKLOG = 1024  # connections waiting to be accepted: after a restart everybody comes back at once
@@ -603,6 +604,8 @@ class Server:
     # An event's way out
 
     async def _subscribe(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.rel_url.raw_query_string.count("&") >= MOST_QUERY_KEYS:
+            raise Refused(400, f"there are more than {MOST_QUERY_KEYS} keys in the query")
         subscription = parse_subscription(request.rel_url.raw_path)
         asked = replay_request(request.headers, request.query, time.time())
         login = await self._log_in(request, self._address(request))

@@ -8,6 +8,7 @@ Who is exempt passes while others are refused, and that tells a right guess from
 are counted as well, and beyond their limit nobody passes.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -40,18 +41,23 @@ class _Counts:
     def __init__(self, limit: int, clock: Callable[[], float]) -> None:
         self._limit = limit
         self._clock = clock
-        self._levels: Expiring[object, tuple[float, float]] = Expiring(_MINUTE, _MOST_COUNTED, clock)
+        self._levels: Expiring[bytes, tuple[float, float]] = Expiring(_MINUTE, _MOST_COUNTED, clock)
 
     def wait(self, key: object) -> float:
         """Seconds until there is room for one more."""
         return max(0.0, (self._level(key) + 1 - self._limit) * _MINUTE / self._limit)
 
     def add(self, key: object, number: int) -> None:
-        self._levels.put(key, (max(0.0, self._level(key) + number), self._clock()))
+        self._levels.put(_digest(key), (max(0.0, self._level(key) + number), self._clock()))
 
     def _level(self, key: object) -> float:
-        level, at = self._levels.get(key) or (0.0, 0.0)
+        level, at = self._levels.get(_digest(key)) or (0.0, 0.0)
         return max(0.0, level - (self._clock() - at) * self._limit / _MINUTE)
+
+
+def _digest(key: object) -> bytes:
+    """Of one size, while a guessed name may take kilobytes once it is written out (alike())."""
+    return hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
 
 
 class Attempts:

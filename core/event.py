@@ -8,9 +8,10 @@ cannot take, is refused here.
 import json
 import re
 import sys
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, NamedTuple, NoReturn
 
 from core.cursor import Stamp
@@ -25,6 +26,7 @@ _DECODER = json.JSONDecoder()
 _ENCODER = json.JSONEncoder(allow_nan=False)
 _WHITESPACE = " \t\n\r"  # RFC 8259 section 2
 _FILLED_LINE = re.compile(rb"\S[^\n]*")
+_LONGEST_REMEMBERED = 128  # characters of a path
 _STAMP_LENGTH = len(', "pubsub_timestamp": 1588132959.6066568, "pubsub_cursor": ""}\n') + 36
 
 sys.set_int_max_str_digits(MAX_INTEGER_DIGITS)
@@ -77,10 +79,17 @@ def opening_of(payload: dict[str, Any], path: PublishPath, max_line_size: int) -
     return opening
 
 
-@lru_cache(1000)  # they are the same again and again
 def _keys_of(path: PublishPath) -> str:
     """What an event's line says of its path. Raises Refused(400) for lone surrogates, which no URL has."""
+    write = _write_keys_of_short if len(path.text) <= _LONGEST_REMEMBERED else _write_keys_of
+    return write(path)
+
+
+def _write_keys_of(path: PublishPath) -> str:
     return _encode({"pubsub_topics": path.topics, "pubsub_path": path.text})[1:-1]
+
+
+_write_keys_of_short = lru_cache(1000)(_write_keys_of)  # they are the same again and again
 
 
 def parse_ndjson(body: bytes, path: PublishPath, max_line_size: int) -> Iterator[str]:
@@ -132,7 +141,7 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Refused(400, f"the payload must be a JSON object, got {_json_kind(value)}")
     # what has so few brackets need not be looked through
-    if text.count("{") + text.count("[") > MAX_DEPTH and too_deep(value):
+    if text.count("{") + text.count("[") > MAX_DEPTH and depth_of(text) > MAX_DEPTH:
         raise Refused(400, _TOO_DEEP)
     return value
 
@@ -147,20 +156,17 @@ def _json_value(text: str) -> Any:
     return value if end == len(text_alone) else json.loads(text)
 
 
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # in signed bytes: one deeper, one less deep
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 _TOO_DEEP = f"lists and objects nested more than {MAX_DEPTH} deep"
 
 
-def too_deep(value: dict[str, Any]) -> bool:
-    """Whether there are more than MAX_DEPTH lists and objects within one another."""
-    level: list[Any] = [part for part in value.values() if isinstance(part, dict | list)]
-    if not level:
-        return False
-    for _ in range(MAX_DEPTH - 1):
-        inner = [part.values() if isinstance(part, dict) else part for part in level]
-        level = [part for parts in inner for part in parts if isinstance(part, dict | list)]
-        if not level:
-            return False
-    return True
+def depth_of(text: str) -> int:
+    """How many lists and objects of a JSON text are within one another. text: it was parsed before."""
+    # without pairs of backslashes, and then without escaped quotes, each quote begins or ends a string
+    parts = text.replace("\\\\", "").replace('\\"', "").split('"')
+    brackets = "".join(parts[::2]).encode().translate(_STEPS, _NO_BRACKETS)
+    return max(accumulate(array("b", brackets)), default=0)
 
 
 def _not_json(value: object) -> NoReturn:

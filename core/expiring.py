@@ -1,5 +1,10 @@
-"""A table whose entries are forgotten after a while, or when there are too many."""
+"""A table whose entries are forgotten after a while, or when there are too many.
 
+It is bounded in number only. Where others choose the keys, a digest of fixed size stands for each.
+"""
+
+import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -10,13 +15,17 @@ V = TypeVar("V")
 
 
 class Expiring(Generic[K, V]):
-    """Entries, the oldest first. lifetime: seconds; limit: entries; clock: monotonic seconds."""
+    """Entries, the oldest first. lifetime: seconds; limit: entries; clock: monotonic seconds.
+
+    In an event loop a timer lets go of what is old, whether or not anybody asks for it again.
+    """
 
     def __init__(self, lifetime: float, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._lifetime = lifetime
         self._limit = limit
         self._clock = clock
         self._entries: OrderedDict[K, tuple[V, float]] = OrderedDict()  # and when they were put there
+        self._timer: asyncio.TimerHandle | None = None  # while there are entries, in an event loop
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -34,14 +43,35 @@ class Expiring(Generic[K, V]):
         now = self._clock()
         self._entries[key] = (value, now - age)
         self._entries.move_to_end(key)
-        while self._entries and (
-            len(self._entries) > self._limit or next(iter(self._entries.values()))[1] + self._lifetime <= now
-        ):
+        while len(self._entries) > self._limit:
             self._entries.popitem(last=False)
+        self._forget_old(now)
+        if self._timer is None:
+            self._expect_end(now)
 
     def forget(self, key: K) -> None:
         """Undo put(), if that was done."""
         self._entries.pop(key, None)
+
+    def _forget_old(self, now: float) -> None:
+        while self._entries and self._end_of_oldest() <= now:
+            self._entries.popitem(last=False)
+
+    def _end_of_oldest(self) -> float:
+        return next(iter(self._entries.values()))[1] + self._lifetime
+
+    def _expect_end(self, now: float) -> None:
+        """Have the oldest entry forgotten when its time has come."""
+        self._timer = None
+        if self._entries:
+            with contextlib.suppress(RuntimeError):  # there is no event loop
+                wait = max(self._end_of_oldest() - now, self._lifetime / 10)  # for others with it
+                self._timer = asyncio.get_running_loop().call_later(wait, self._on_end)
+
+    def _on_end(self) -> None:
+        now = self._clock()
+        self._forget_old(now)
+        self._expect_end(now)
 
     def clear(self) -> None:
         """Forget everything."""

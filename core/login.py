@@ -7,6 +7,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 import secrets
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -16,10 +17,12 @@ from typing import NamedTuple, Protocol
 from core.errors import Refused
 from core.rights import Rights
 
+LONGEST_USER = 255  # bytes in UTF-8: the time that Unicode's forms of a name take grows faster than the name
 AUTHENTICATE = {"WWW-Authenticate": 'Basic realm="PyPubSub", charset="UTF-8"'}  # RFC 7617
 _MAPPED_TO_NOTHING = {
     chr(code) for code in (0x34F, 0x1806, *range(0x180B, 0x180E), *range(0xFE00, 0xFE10), 0xFFFC)
 }
+_CONTROL_OR_HALF = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode's categories Cc and Cs
 _KEY = secrets.token_bytes(32)  # so that a digest is of no use outside of this process
 
 
@@ -137,7 +140,9 @@ def problem_with_user(user: str) -> str | None:
     """Why this can be nobody's name; None if it can."""
     if not user or ":" in user:
         return "a user's name is not empty and has no colon"
-    if user != user.strip() or _has(user, "Cc", "Cf", "Cs"):
+    if len(user.encode(errors="surrogatepass")) > LONGEST_USER:
+        return f"a user's name has at most {LONGEST_USER} bytes"
+    if user != user.strip() or _CONTROL_OR_HALF.search(user) or any(map(_is_format_character, user)):
         return "a user's name has no spaces around it and no control, format or half characters"
     return None
 
@@ -146,15 +151,13 @@ def problem_with_password(password: str) -> str | None:
     """Why this can be nobody's password; None if it can."""
     if not password:
         return "a password is not empty"  # to a directory, an empty one means: as nobody, and that succeeds
-    if _has(password, "Cc", "Cs"):
+    if _CONTROL_OR_HALF.search(password):
         return "a password has no control characters and no half ones"  # RFC 7617 section 2, surrogates
     return None
 
 
-def _has(text: str, *categories: str) -> bool:
-    if text.isascii() and text.isprintable():  # as nearly all are, in nearly every request
-        return False
-    return any(unicodedata.category(character) in categories for character in text)
+def _is_format_character(character: str) -> bool:
+    return unicodedata.category(character) == "Cf"
 
 
 def folded(user: str) -> str:
@@ -166,6 +169,6 @@ def alike(user: str) -> str:
     """One name for all spellings that a directory may take as the same, perhaps for some more (RFC 4518)."""
     if user.isascii():
         return " ".join(user.lower().split())
-    visible = "".join(c for c in user if c not in _MAPPED_TO_NOTHING and not _has(c, "Cf"))
+    visible = "".join(c for c in user if c not in _MAPPED_TO_NOTHING and not _is_format_character(c))
     lower = unicodedata.normalize("NFKC", visible).casefold().replace("i\u0307", "i")  # of a dotted capital I
     return " ".join(unicodedata.normalize("NFKC", lower).casefold().split())

@@ -14,8 +14,13 @@ Subscription = frozenset[Batch]  # met by an event that has every topic of one b
 
 EVERYTHING: Subscription = frozenset({frozenset()})
 PRIVATE = "private"
-_REMEMBERED_PATHS = 1000  # of publishers, and as many of subscribers, who use few
+MOST_TOPICS = 64  # of an event
+MOST_TOPICS_ASKED_FOR = 1000  # by a subscription, in all
 MOST_BATCHES = 200  # of a subscription: each costs memory, and time for each event of a replay
+_REMEMBERED_PATHS = 1000  # of publishers, who use few
+_LONGEST_REMEMBERED = (
+    128  # bytes: the topics of a long path take kilobytes, and anybody may send others and others
+)
 
 
 class PublishPath(NamedTuple):
@@ -53,26 +58,44 @@ def _split(path: str) -> list[str]:
     return [part for part in path.split("/") if part]
 
 
-@lru_cache(_REMEMBERED_PATHS)
 def parse_publish_path(raw_path: str) -> PublishPath:
     """`/private/fruits/apples` -> topics fruits, apples, and private. Raises Refused(400)."""
+    parse = _parse_short_path if len(raw_path) <= _LONGEST_REMEMBERED else _parse_path
+    return parse(raw_path)
+
+
+def _parse_path(raw_path: str) -> PublishPath:
     return checked_publish_path(_decode(raw_path))
+
+
+_parse_short_path = lru_cache(_REMEMBERED_PATHS)(_parse_path)
 
 
 def checked_publish_path(path: str) -> PublishPath:
     """A decoded path, read as the topics of an event. Raises Refused(400)."""
     if "," in path:
         raise Refused(400, "a path to publish on has no comma (commas separate what a subscriber asks for)")
-    return publish_path(path)
+    read = publish_path(path)
+    if len(read.topics) > MOST_TOPICS:
+        raise Refused(
+            400, f"the path has {len(read.topics)} topics, the most that an event can have is {MOST_TOPICS}"
+        )
+    return read
 
 
-@lru_cache(_REMEMBERED_PATHS)
 def parse_subscription(raw_path: str) -> Subscription:
     """`/a/b,c/d` -> {{a, b}, {c, d}}; `/` -> every event. Raises Refused(400)."""
     path = _decode(raw_path)
-    batches = frozenset(frozenset(topics) for part in path.split(",") if (topics := _split(part)))
-    if len(batches) > MOST_BATCHES:
+    parts = path.split(",")
+    batches: Subscription = frozenset()
+    if len(parts) <= MOST_TOPICS_ASKED_FOR:  # more are too many without a look, repeats and empty ones too
+        batches = frozenset(frozenset(topics) for part in parts if (topics := _split(part)))
+    if len(batches) > MOST_BATCHES or len(parts) > MOST_TOPICS_ASKED_FOR:
         raise Refused(400, f"more than {MOST_BATCHES} alternatives: ask for fewer, or open several streams")
+    if sum(map(len, batches)) > MOST_TOPICS_ASKED_FOR:
+        raise Refused(
+            400, f"more than {MOST_TOPICS_ASKED_FOR} topics in all: ask for fewer, or open several streams"
+        )
     if batches:
         return batches
     if "," in path:

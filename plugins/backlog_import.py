@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from core.cursor import TICKS_PER_SECOND, Mark, stamp_at
 from core.errors import Refused, StartError
-from core.event import MAX_DEPTH, Event, opening_of, too_deep
+from core.event import MAX_DEPTH, Event, depth_of, opening_of
 from core.replay import is_cursor
 from core.store import Accepted
 from core.topics import publish_path
@@ -156,7 +156,7 @@ def _read(line: bytes) -> tuple[float, str, dict[str, Any]]:
         raise ValueError("a topic with a / or a comma, which nobody could follow")
     if not isinstance(payload, dict):
         raise TypeError('"json" is no JSON object')
-    if too_deep(payload):
+    if depth_of(json.dumps(payload)) > MAX_DEPTH:
         raise ValueError(f"nested more than {MAX_DEPTH} deep")
     return float(timestamp), "/".join(["private", *topics] if entry["private"] else topics), payload
 

@@ -41,7 +41,6 @@ from plugins.ldap_servers import Servers
 from plugins.ldap_templates import Pattern, UserDn
 
 MOST_ANSWERS = 10_000  # that are remembered
-LONGEST_USER = 256  # characters; a server may hang up on a longer one, and that must not look like an outage
 _ROUNDS = 10  # in `refresh`
 _AT_A_TIME = 2  # that are asked again in the background: fewer than there are threads
 
@@ -113,7 +112,7 @@ class Directory:
     async def log_in(self, credentials: Credentials) -> Login:
         """Ask the directory. Raises WrongCredentials, Refused(503)."""
         user, password = credentials.user, credentials.password
-        if problem_with_user(user) or problem_with_password(password) or len(user) > LONGEST_USER:
+        if problem_with_user(user) or problem_with_password(password):
             raise WrongCredentials
         answers = self._answers  # not those that reload() puts in their place meanwhile
         key = _key(credentials)
