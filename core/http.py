@@ -38,6 +38,8 @@ MAX_TARGET = 8190  # bytes of a request's target: its path and query
 MAX_FIELD = 8192  # bytes of a header field; not MAX_TARGET, by which malformed() tells the two apart
 MAX_FIELDS = 128  # header fields
 MAX_HEAD = 64 * 1024  # bytes of all header fields together
+PARSED_AT_ONCE = 4 * 1024  # bytes in which there may be chunks; 256 KiB of the smallest would take 50 ms
+MOST_HELD = 64 * 1024  # bytes of a chunked body that are read before it is parsed
 BODY_TIMEOUT = 60.0  # seconds a request's body may take
 LINGER = 3.0  # seconds that a refused head or body is read on for, so that the answer is not lost to a reset
 
@@ -76,14 +78,18 @@ class Connection(web.RequestHandler):
 
     __slots__ = (
         "body",
+        "chunked",
         "given_up",
         "handed_over",
         "head_size",
         "head_timer",
+        "held",
         "http",
+        "may_be_chunked",
         "peer",
         "place",
         "taking",
+        "wanted",
     )
 
     def __init__(self, http: "HttpServer", **settings: Any) -> None:
@@ -94,6 +100,10 @@ class Connection(web.RequestHandler):
         self.head_timer: asyncio.TimerHandle | None = None  # while a request's head is to come
         self.head_size = 0  # bytes of an incomplete head that have come
         self.body: StreamReader | None = None  # of the last request, if it had not all come with its head
+        self.chunked = False  # whether that is in chunks
+        self.held: bytearray | None = None  # what is not parsed yet, while such a body is under way
+        self.wanted = False  # whether it has been asked for
+        self.may_be_chunked = False  # what comes next: it may belong to a head that began before
         self.given_up: Refused | None = None  # what is wrong with a head: what comes after it is dropped
         self.handed_over = False
         self.taking = False  # whether a plain publish has been taken and is to be answered
@@ -118,6 +128,63 @@ class Connection(web.RequestHandler):
         """Something has come: heads of requests, a part of one, a part of a body."""
         if self.given_up:
             return
+        if self.held is not None and data:
+            self._hold(data)
+        elif len(data) > PARSED_AT_ONCE and (self.may_be_chunked or b"chunked" in data.lower()):
+            self._parse_in_pieces(data)
+        else:
+            self._parse(data)
+
+    # A chunked body is parsed bit by bit, and not before somebody has asked for it: its chunks may cost a
+    # thousand times what its bytes do, and who sends them may have no right to be heard.
+
+    def _parse_in_pieces(self, data: bytes) -> None:
+        for start in range(0, len(data), PARSED_AT_ONCE):
+            self._parse(data[start : start + PARSED_AT_ONCE])
+            if self.given_up:
+                return
+            if self.held is not None:
+                self._hold(data[start + PARSED_AT_ONCE :])
+                return
+
+    def _hold(self, data: bytes | bytearray) -> None:
+        """Keep what has come of a chunked body, or what comes behind it."""
+        if self.held is None or not data:
+            return
+        if self.wanted and not self.held:
+            self._loop.call_soon(self._parse_held)
+        self.held += data
+        if len(self.held) > MOST_HELD:
+            self._pause_transport_reading()
+
+    def want_body(self, body: StreamReader) -> None:
+        """Have a request's body parsed, as it comes."""
+        if body is self.body and not self.wanted:
+            self.wanted = True
+            self._parse_held()
+
+    def _parse_held(self) -> None:
+        """Parse a piece: one in each turn of the loop, so that others have theirs."""
+        if not self.held or self.given_up or self.transport is None:
+            return
+        piece, rest = bytes(self.held[:PARSED_AT_ONCE]), bytes(self.held[PARSED_AT_ONCE:])
+        self._parse(piece)
+        if self.held is not None:
+            self._hold(rest)
+        elif rest:
+            self._parse_in_pieces(rest)
+        if not (self._reading_paused or self._buffer_paused or len(self.held or b"") > MOST_HELD):
+            self._resume_transport_reading()
+
+    def _leave_body(self) -> None:
+        """Drop what is held, and whatever still comes."""
+        self.given_up = self.given_up or Refused(400, "the request's body is not read", close=True)
+        self.held = None
+        if self.body is not None and not self.body.is_eof():
+            self.body.feed_eof()
+        self._resume_transport_reading()
+
+    def _parse(self, data: bytes) -> None:
         count = self._request_count
         waiter, self._waiter = self._waiter, None  # lest aiohttp wakes the task that answers
         idle = waiter is not None and not waiter.done() and not self.taking
@@ -126,11 +193,15 @@ class Connection(web.RequestHandler):
         try:
             super().data_received(data)
             if self._request_count != count:
-                payload = self._messages[-1][1]
+                message, payload = self._messages[-1]
                 self.body = None if payload.is_eof() else payload
+                self.chunked = isinstance(message, RawRequestMessage) and message.chunked
+                self.wanted = False
                 taken = idle and self._publish_at_once(len(data))
         finally:
             self._waiter = waiter
+        self.may_be_chunked = not taken
+        self.held = bytearray() if self.chunked and self.body is not None and not self.body.is_eof() else None
         if self._request_count != count:
             self._expect_no_head()
             if idle and not taken:
@@ -277,6 +348,9 @@ class Connection(web.RequestHandler):
         """Send an answer. After the last one, read on: a reset would take it from one who still sends."""
         if self.handed_over:
             return resp, True  # as if the client had hung up
+        if self.held is not None and request.content is self.body:
+            resp.force_close()
+            self._leave_body()
         finished = await super().finish_response(request, resp, start_time)
         if self.given_up and self.transport is not None and not self._messages:
             if self.transport.can_write_eof():
@@ -397,6 +471,7 @@ async def receive(request: web.BaseRequest, limit: int) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(None if request.content.is_eof() else BODY_TIMEOUT):
+            connection_of(request).want_body(request.content)
             while piece := await request.content.readany():
                 body += piece
                 if len(body) > limit:
