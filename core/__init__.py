@@ -30,6 +30,7 @@ Beside that road:
     idempotency     what was published before: answers for publishers who ask twice, items of queues
     login           credentials, and what a provider of users answers to them
     attempts        failed attempts to log in
+    fair_line       who waits for a thread that checks a log-in, and for how long
     connections     how many there may be, in all and from one address
     refusals        what was refused, counted
     rights          what somebody may see and say

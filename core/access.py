@@ -91,9 +91,16 @@ def plain_address(text: str) -> str | None:
 
 
 @lru_cache(1000)
+def networks_of(address: str) -> tuple[str, ...]:
+    """What somebody may have all of, the narrowest first: an IPv4 address; of IPv6 a /64, a /56, a /48."""
+    if ":" not in address:
+        return (address,)
+    return tuple(str(IPNetwork(f"{address}/{length}").cidr) for length in (64, 56, 48))
+
+
 def site_of(address: str) -> str:
     """What counts as one address: of IPv6 its /64, since one host may have all of that."""
-    return str(IPNetwork(f"{address}/64").cidr) if ":" in address else address
+    return networks_of(address)[0]
 
 
 def publisher_address(

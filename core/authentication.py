@@ -3,24 +3,39 @@
 Who guesses is stopped (core.attempts), but not who has shown the same right credentials from the same address
 within a day: so no guessing of others behind the same proxy keeps them out. From any other address right
 credentials are no better than wrong ones then, or the answers would tell them apart.
+
+Of one site only so many are under way at a time. More wait here, and are counted when they have begun: a
+crowd behind a proxy that logs in all at once, such as after a restart, is not taken for one who guesses.
 """
 
 import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
-from core.access import site_of
+from core.access import networks_of, site_of
 from core.attempts import Attempts, TooManyAttempts
 from core.errors import Refused
 from core.expiring import Expiring
-from core.login import Credentials, Login, Provider, WrongCredentials, alike, parse_credentials
+from core.fair_line import PATIENCE
+from core.login import (
+    Credentials,
+    Login,
+    Provider,
+    Unanswered,
+    WrongCredentials,
+    alike,
+    parse_credentials,
+    too_many_at_a_time,
+)
 from core.rights import Rights
 
 log = logging.getLogger("pypubsub.log-in")
 
 _RECOGNISED_FOR = 86_400.0  # seconds
 _MOST_RECOGNISED = 20_000  # credentials at an address
+_AT_A_TIME = 20  # log-ins of one site: fewer than the failed ones that an address may have
 
 
 class Authentication:
@@ -35,6 +50,7 @@ class Authentication:
         self._attempts = Attempts()
         self._recognised: Expiring[tuple[str, bytes], None] = Expiring(_RECOGNISED_FOR, _MOST_RECOGNISED)
         self._under_way: dict[bytes, asyncio.Task[Login]] = {}  # by digest
+        self._of_sites: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @property
     def configured(self) -> bool:
@@ -45,7 +61,7 @@ class Authentication:
         """Who somebody is; None if nobody is claimed, or nobody could tell.
 
         authorization: the values of the header; address: where the request comes from.
-        Raises WrongCredentials, TooManyAttempts, Refused(503).
+        Raises WrongCredentials, TooManyAttempts, Unanswered.
         """
         if not authorization or not self.configured:
             return None
@@ -57,25 +73,37 @@ class Authentication:
             raise
 
     async def _identify(self, credentials: Credentials, address: str) -> Login:
-        user = alike(credentials.user)
         here = (site_of(address), credentials.digest)
-        exempt = here in self._recognised
-        self._attempts.check(address, user, exempt=exempt)
-        login = self._recall(credentials)
-        if login is None:
-            task = self._under_way.get(credentials.digest)
-            if task is None:
-                counted = None if exempt else (address, user)
-                task = self._begin(replace(credentials, recognised=exempt), counted)
+        if here in self._recognised:
             try:
-                # shielded: others may wait for the same, and a guess that is taken back would not be counted
-                login = await asyncio.shield(task)
+                return await self._find_out(replace(credentials, recognised=True), address)
             except WrongCredentials:
                 self._recognised.forget(here)
                 raise
-        if not exempt:
-            self._recognised.put(here, None)
+        of_site = self._of_sites.setdefault(here[0], asyncio.Semaphore(_AT_A_TIME))
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await of_site.acquire()
+        except TimeoutError:
+            raise too_many_at_a_time() from None
+        try:
+            login = await self._find_out(credentials, address)
+        finally:
+            of_site.release()
+        self._recognised.put(here, None)
         return login
+
+    async def _find_out(self, credentials: Credentials, address: str) -> Login:
+        user = alike(credentials.user)
+        self._attempts.check(address, user, exempt=credentials.recognised)
+        if login := self._recall(credentials):
+            return login
+        task = self._under_way.get(credentials.digest)
+        if task is None:
+            counted = None if credentials.recognised else (address, user)
+            task = self._begin(replace(credentials, networks=networks_of(address)[::-1]), counted)
+        # shielded: others may wait for the same, and a guess that is taken back would not be counted
+        return await asyncio.shield(task)
 
     def _recall(self, credentials: Credentials) -> Login | None:
         for provider in self._providers:
@@ -100,8 +128,8 @@ class Authentication:
     async def _attempt(self, credentials: Credentials, counted: tuple[str, str] | None) -> Login:
         try:
             login = await self._ask(credentials)
-        except Refused as refused:
-            if counted and not isinstance(refused, WrongCredentials):  # could not be found out: no guess
+        except Unanswered as unanswered:
+            if counted and not unanswered.asked:  # so that nobody learnt anything
                 self._attempts.succeeded(*counted)
             raise
         if counted:
@@ -120,7 +148,7 @@ class Authentication:
                 return login
         for provider in self._providers:
             if provider is not refused_by:
-                await provider.pretend()
+                await provider.pretend(credentials)
         raise WrongCredentials
 
     def rights_by_now(self, login: Login) -> Rights | None:

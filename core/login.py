@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from core.errors import Refused
+from core.errors import RETRY_AFTER, Refused
 from core.rights import Rights
 
 LONGEST_USER = 255  # bytes in UTF-8: the time that Unicode's forms of a name take grows faster than the name
@@ -34,13 +34,34 @@ class Credentials:
     password: str = field(repr=False)
     digest: bytes = field(repr=False)
     recognised: bool = False  # they were right a while ago, so this is hardly a guess
+    networks: tuple[str, ...] = ()  # that they come from, the widest first
 
 
-class WrongCredentials(Refused):
-    """401: credentials that are malformed, or that no provider takes. Such an answer is held back."""
+class NotLoggedIn(Refused):
+    """Somebody who wanted to log in could not. Such an answer is held back, whatever the reason."""
+
+
+class WrongCredentials(NotLoggedIn):
+    """401: credentials that are malformed, or that no provider takes."""
 
     def __init__(self, message: str = "wrong user or password") -> None:
         super().__init__(401, message, headers=AUTHENTICATE)
+
+
+class Unanswered(NotLoggedIn):
+    """503: it cannot be found out now whether credentials are right.
+
+    asked: somebody was asked, or would have been, were it not for all who ask; so it may have been a guess.
+    """
+
+    def __init__(self, message: str, *, asked: bool = True) -> None:
+        super().__init__(503, message, headers=RETRY_AFTER)
+        self.asked = asked
+
+
+def too_many_at_a_time() -> Unanswered:
+    """The refusal of who has waited for a turn in vain."""
+    return Unanswered("too many log-ins at a time: try again in a few seconds")
 
 
 class Login(NamedTuple):
@@ -79,9 +100,9 @@ class Provider(Protocol):
         """The answer that log_in() gave to the same credentials a short while ago, if it still holds."""
 
     async def log_in(self, credentials: Credentials) -> Login | None:
-        """None if it has no such user. Raises WrongCredentials; Refused(503) if it cannot be found out."""
+        """None if it has no such user. Raises WrongCredentials, Unanswered."""
 
-    async def pretend(self) -> None:
+    async def pretend(self, credentials: Credentials) -> None:
         """Take as long as for a wrong password, so that nobody can find out which users there are."""
 
     def claims(self, user: str) -> bool:

@@ -14,8 +14,9 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 from pydantic import BeforeValidator, Field
 
 from core.config import build, read_yaml, shown_key
-from core.errors import RETRY_AFTER, ConfigError, Refused
+from core.errors import ConfigError
 from core.expiring import Expiring
+from core.fair_line import PATIENCE, FairLine
 from core.grants import Grants
 from core.login import (
     Credentials,
@@ -26,6 +27,7 @@ from core.login import (
     digest_of,
     problem_with_password,
     problem_with_user,
+    too_many_at_a_time,
 )
 from core.rights import Rights
 from core.topics import PRIVATE
@@ -34,7 +36,7 @@ from plugins.acl_passwords import cost_class, is_hash, is_password, problem_with
 log = logging.getLogger("pypubsub.acl")
 
 _VERIFYING = 2  # passwords at a time: each may take a core, and 64 MiB
-_MOST_WAITING = 100  # log-ins, for each of the two kinds: a flood of guesses does not keep out who is known
+_KEPT = 1  # more: no flood of guesses keeps out who is known
 _REMEMBERED_FOR = 60.0  # seconds that right credentials need not be verified again
 _MOST_REMEMBERED = 10_000
 
@@ -127,22 +129,23 @@ def _some(names: list[str]) -> str:
 
 
 class Verifier:
-    """Verifies passwords in threads, so many at a time."""
+    """Verifies passwords in threads: two at a time, and one more of those who were right a while ago."""
 
-    def __init__(self, threads: int) -> None:
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="passwords")
-        self._waiting = 0
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_VERIFYING + _KEPT, thread_name_prefix="passwords")
+        self._line = FairLine(_VERIFYING, _KEPT)
 
-    async def verify(self, stored: str, claimed: str) -> bool:
-        """As is_password(). Raises Refused(503) if too many are waiting."""
-        if self._waiting >= _MOST_WAITING:
-            raise Refused(503, "too many log-ins at a time", headers=RETRY_AFTER)
-        self._waiting += 1
+    async def verify(self, stored: str, claimed: str, credentials: Credentials) -> bool:
+        """As is_password(). credentials: of who has to wait for it. Raises Unanswered."""
+        try:
+            await self._line.wait(credentials.networks, first=credentials.recognised, patience=PATIENCE)
+        except TimeoutError:
+            raise too_many_at_a_time() from None
         try:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._threads, is_password, stored, claimed)
         finally:
-            self._waiting -= 1
+            self._line.end()
 
     def stop(self) -> None:
         """Let the threads end."""
@@ -160,8 +163,7 @@ class AclFile:
     def __init__(self, path: Path, users: Users | None, streams: OpenStreams) -> None:
         self._path = path
         self._streams = streams
-        self._guesses = Verifier(_VERIFYING)
-        self._recognised = Verifier(1)
+        self._verifier = Verifier()
         # digest of credentials -> that of the name and what the file had as its password
         self._right: Expiring[bytes, bytes] = Expiring(_REMEMBERED_FOR, _MOST_REMEMBERED)
         self._use(users)
@@ -180,8 +182,7 @@ class AclFile:
 
     async def stop(self) -> None:
         """Let the threads end."""
-        self._guesses.stop()
-        self._recognised.stop()
+        self._verifier.stop()
 
     async def reload(self) -> None:
         """Read the file again. What is no longer granted ends at once."""
@@ -213,11 +214,11 @@ class AclFile:
         return Login(self, name, self._rights[name], self._proofs[name])
 
     async def log_in(self, credentials: Credentials) -> Login | None:
-        """Raises Refused(503) if too many are waiting."""
+        """Raises WrongCredentials, Unanswered."""
         user = self._users.get(credentials.user)
         if user is None:
             if self.claims(credentials.user):
-                await self.pretend()
+                await self.pretend(credentials)
                 raise WrongCredentials
             return None
         proof = self._proofs[credentials.user]
@@ -233,21 +234,20 @@ class AclFile:
         if cost_class(stored) is None:  # plain text costs nothing, and need not wait its turn
             right = is_password(stored, credentials.password)
         else:
-            verifier = self._recognised if credentials.recognised else self._guesses
-            right = await verifier.verify(stored, credentials.password)
+            right = await self._verifier.verify(stored, credentials.password, credentials)
         if right:
             return True
-        await self._pretend(done=cost_class(stored))
+        await self._pretend(credentials, done=cost_class(stored))
         return False
 
-    async def pretend(self) -> None:
+    async def pretend(self, credentials: Credentials) -> None:
         """Verify a password that nobody has."""
-        await self._pretend(done=None)
+        await self._pretend(credentials, done=None)
 
-    async def _pretend(self, done: str | None) -> None:
+    async def _pretend(self, credentials: Credentials, done: str | None) -> None:
         for kind, stored in self._decoys.items():
             if kind != done:
-                await self._guesses.verify(stored, "\0")
+                await self._verifier.verify(stored, "\0", credentials)
 
     def claims(self, user: str) -> bool:
         """Whether the file has it: then it is nobody else in a directory, in no spelling."""

@@ -17,27 +17,29 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-from core.errors import RETRY_AFTER, ConfigError, Refused
+from core.errors import ConfigError
 from core.grants import Grants
 from core.login import (
     Credentials,
     Login,
     OpenStreams,
+    Unanswered,
     WrongCredentials,
     digest_of,
     folded,
     problem_with_password,
     problem_with_user,
+    too_many_at_a_time,
 )
 from core.rights import NO_RIGHTS, Rights
 from core.settings import LdapConfig
 from plugins.ldap_dn import Dn, parse_dn
 from plugins.ldap_lookup import Outage, Question, check_uri
-from plugins.ldap_servers import Servers
+from plugins.ldap_servers import Crowded, Servers, Unasked
 from plugins.ldap_templates import Pattern, UserDn
 
 MOST_ANSWERS = 10_000  # that are remembered
@@ -53,7 +55,8 @@ class Answer:
 
     rights: Rights | None  # None: refused
     asked: float  # monotonic; when it last said so
-    given_up: bool = False  # it has not been said for too long
+    failing_since: float | None = None  # monotonic; when it was asked and could not say, and not since
+    given_up: bool = False  # that has lasted for too long
 
 
 @dataclass(frozen=True)
@@ -110,21 +113,23 @@ class Directory:
         return Login(self, folded(credentials.user), answer.rights, Proof(credentials, answer))
 
     async def log_in(self, credentials: Credentials) -> Login:
-        """Ask the directory. Raises WrongCredentials, Refused(503)."""
+        """Ask the directory. Raises WrongCredentials, Unanswered."""
         user, password = credentials.user, credentials.password
         if problem_with_user(user) or problem_with_password(password):
             raise WrongCredentials
         answers = self._answers  # not those that reload() puts in their place meanwhile
         key = _key(credentials)
         try:
-            rights = await self._ask(credentials)
+            rights = await self._ask(credentials, open_stream=False)
         except WrongCredentials:
             if (known := answers.pop(key, None)) and self._learn(known, None):
                 self._streams.rights_changed()
             raise
-        except Outage:  # the log has the reason
+        except Crowded:
+            raise too_many_at_a_time() from None
+        except Outage as outage:  # the log has the reason
             message = "the directory cannot be asked: try again in a few seconds"
-            raise Refused(503, message, headers=RETRY_AFTER) from None
+            raise Unanswered(message, asked=not isinstance(outage, Unasked)) from None
         answer = answers.setdefault(key, Answer(rights, self._clock()))
         answers.move_to_end(key)
         if len(answers) > MOST_ANSWERS:
@@ -137,24 +142,29 @@ class Directory:
         """None: the directory comes last."""
         return False
 
-    async def pretend(self) -> None:
+    async def pretend(self, credentials: Credentials) -> None:
         """Nothing: each is asked of the directory, known there or not."""
 
-    async def _ask(self, credentials: Credentials) -> Rights:
+    async def _ask(self, credentials: Credentials, *, open_stream: bool) -> Rights:
         """What the directory says by now. Raises WrongCredentials, Outage."""
         user = credentials.user
         searches = [(pattern.pattern, pattern.filter_for(user)) for pattern in self._patterns]
-        found = await self._servers.ask(Question(self._user_dn.name_of(user), credentials.password, searches))
-        rights = NO_RIGHTS
-        for dn in {self._user_dn.dn_of(user), *_readable(found)}:
-            rights |= self._rights.get(dn, NO_RIGHTS) if dn else NO_RIGHTS
-        return rights
+        question = Question(self._user_dn.name_of(user), credentials.password, searches)
+        dns = await self._servers.ask(question, credentials, open_stream=open_stream)
+        if own := self._user_dn.dn_of(user):
+            dns.add(own)
+        granted = [self._rights[dn] for dn in self._rights.keys() & dns]
+        return Rights(
+            frozenset().union(*(rights.sees for rights in granted)),
+            frozenset().union(*(rights.says for rights in granted)),
+        )
 
     def _learn(self, answer: Answer, rights: Rights | None) -> bool:
         """Keep what the directory says by now; whether that is something else than before."""
         changed = answer.given_up or rights != answer.rights
         answer.rights = rights
         answer.asked = self._clock()
+        answer.failing_since = None
         answer.given_up = False
         return changed
 
@@ -215,12 +225,15 @@ class Directory:
     ) -> None:
         for answer, credentials in turns:
             rights: Rights | None
+            began = self._clock()
             try:
-                rights = await self._ask(credentials)
+                rights = await self._ask(credentials, open_stream=True)
             except WrongCredentials:
                 rights = None
             except Outage:
-                if not answer.given_up and self._clock() - answer.asked >= self._config.grace:
+                if answer.failing_since is None:
+                    answer.failing_since = began
+                if not answer.given_up and self._clock() - answer.failing_since >= self._config.grace:
                     answer.given_up = True
                     given_up.append(answer)
                 continue
@@ -229,22 +242,8 @@ class Directory:
 
 
 def _key(credentials: Credentials) -> bytes:
-    """One for all spellings of a user's name that a directory takes as the same."""
-    return digest_of(folded(credentials.user), credentials.password)
-
-
-def _readable(found: Iterable[bytes]) -> set[Dn]:
-    """Dns as a server sends them, without those that are none."""
-    dns = set()
-    passed_over = 0
-    for raw in found:
-        try:
-            dns.add(parse_dn(raw.decode()))
-        except ValueError:  # the server's fault; such a one can be nobody's right
-            passed_over += 1
-    if passed_over:
-        _log.debug("the directory has sent %d names of groups that are no dn", passed_over)
-    return dns
+    """One for each spelling: filters may tell apart what a bind does not, such as those for memberUid."""
+    return digest_of(credentials.user, credentials.password)
 
 
 # The configuration

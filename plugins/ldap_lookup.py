@@ -6,11 +6,12 @@ over a connection that is as safe as the configuration demands.
 """
 
 import contextlib
+import logging
 import math
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,6 +32,7 @@ from ldap3.core.results import (
 from core.errors import ConfigError
 from core.login import WrongCredentials
 from core.settings import LdapConfig
+from plugins.ldap_dn import Dn, parse_dn
 
 MOST_ANSWER_BYTES = 1024**2  # some ten thousand groups
 MOST_MESSAGE_BYTES = 16 * 1024  # one group; ldap3 takes minutes to read a number that is as long as an answer
@@ -44,6 +46,9 @@ _WRONG = frozenset(
         RESULT_CONSTRAINT_VIOLATION,  # too many failed attempts
     )
 )
+
+
+_log = logging.getLogger("pypubsub.ldap")
 
 
 class Outage(Exception):  # noqa: N818 (it says what is the matter)
@@ -68,8 +73,8 @@ class Question:
     searches: Sequence[tuple[str, str]]
 
 
-def ask(uri: str, config: LdapConfig, question: Question, unwanted: Callable[[], bool]) -> list[bytes]:
-    """The dns of the user's groups, as the server writes them. Raises WrongCredentials, Outage.
+def ask(uri: str, config: LdapConfig, question: Question, unwanted: Callable[[], bool]) -> set[Dn]:
+    """The dns of the user's groups. Raises WrongCredentials, Outage.
 
     unwanted: whether nobody waits for the answer any more.
     """
@@ -82,7 +87,7 @@ def ask(uri: str, config: LdapConfig, question: Question, unwanted: Callable[[],
             if unwanted():
                 raise Outage("stopped")
             found += _search(connection, config, pattern, query)
-        return found
+    return _readable(found)  # here, in the thread: of thousands this takes a while
 
 
 def check_uri(uri: str) -> None:
@@ -246,6 +251,20 @@ def _search(connection: ldap3.Connection, config: LdapConfig, pattern: str, quer
     if code != RESULT_SUCCESS:  # with fewer groups than there are, rights would be lost without a word
         raise Outage(f"{about}: {RESULT_CODES[code]} ({code})")
     return found
+
+
+def _readable(found: Iterable[bytes]) -> set[Dn]:
+    """Dns as a server sends them, without those that are none."""
+    dns = set()
+    passed_over = 0
+    for raw in found:
+        try:
+            dns.add(parse_dn(raw.decode()))
+        except ValueError:  # the server's fault; such a one can be nobody's right
+            passed_over += 1
+    if passed_over:
+        _log.debug("the directory has sent %d names of groups that are no dn", passed_over)
+    return dns
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """The servers of a directory: which one is asked, by how many at a time, and what is done while none answers.
 
-Questions are asked in threads, a few at a time; others wait for their turn, for a bounded time. The server
-that answered last is asked first. One that does not answer is left alone for as long as that has cost: if
-that is all of them, questions fail at once.
+Questions are asked in threads, a few at a time; others wait for their turn (core.fair_line). Those about open
+streams and about credentials that were right a while ago come first. The server that answered last is asked
+first. One that does not answer is left alone for as long as that has cost: if that is all of them, questions
+fail at once.
 """
 
 import asyncio
@@ -11,16 +12,26 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from core.login import WrongCredentials
+from core.fair_line import PATIENCE, FairLine
+from core.login import Credentials, WrongCredentials
 from core.settings import LdapConfig
 from core.trouble import Trouble
+from plugins.ldap_dn import Dn
 from plugins.ldap_lookup import Outage, Question, ask
 
-MOST_AT_A_TIME = 4
-MOST_WAITING = 100
+MOST_AT_A_TIME = 4  # log-ins
+KEPT = 1  # more, for open streams and for who is known
 _QUIET = 60.0  # seconds from one line of the log to the next about the same trouble
 
 _log = logging.getLogger("pypubsub.ldap")
+
+
+class Unasked(Outage):
+    """No server was asked, since none has answered a moment ago."""
+
+
+class Crowded(Outage):
+    """Others were asked about all the time; the servers may be well."""
 
 
 class Server:
@@ -63,11 +74,12 @@ class Servers:
         self._config = config
         self._servers = [Server(uri, config.timeout) for uri in config.uri]
         self._first = self._servers[0]  # to be asked
-        self._crowd = trouble("the directory")
-        self._pool = ThreadPoolExecutor(MOST_AT_A_TIME, thread_name_prefix="ldap")
-        self._free = asyncio.Semaphore(MOST_AT_A_TIME)  # a turn is over when its thread is free again
-        self._waiting = 0
-        self._asking: set[asyncio.Future[list[bytes]]] = set()
+        self._crowd = Trouble(
+            _log, "log-ins wait too long: %s", "log-ins do not wait too long any more", _QUIET
+        )
+        self._pool = ThreadPoolExecutor(MOST_AT_A_TIME + KEPT, thread_name_prefix="ldap")
+        self._line = FairLine(MOST_AT_A_TIME, KEPT)  # a turn is over when its thread is free again
+        self._asking: set[asyncio.Future[set[Dn]]] = set()
         self._stopped = False
 
     def retry(self) -> None:
@@ -83,38 +95,38 @@ class Servers:
             asking.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def ask(self, question: Question) -> list[bytes]:
-        """The dns of the user's groups. Raises WrongCredentials, Outage."""
-        failed = Outage("no server has answered a moment ago")
+    async def ask(self, question: Question, asker: Credentials, *, open_stream: bool) -> set[Dn]:
+        """The dns of the user's groups. Raises WrongCredentials, Outage.
+
+        open_stream: whether it is asked for one, which waits for its turn as long as that takes.
+        """
+        failed: Outage = Unasked("no server has answered a moment ago")
         for server in sorted(self._servers, key=lambda server: server is not self._first):
-            if not server.left_alone and await self._turn(server):
-                try:
-                    return await self._ask(server, question)
-                except Outage as outage:
-                    failed = outage
+            if server.left_alone:
+                continue
+            if open_stream:
+                await self._line.wait((), first=True, patience=None)
+            else:
+                await self._wait_for_turn(asker)
+            if server.left_alone or self._stopped:  # by now
+                self._line.end()
+                continue
+            try:
+                return await self._ask(server, question)
+            except Outage as outage:
+                failed = outage
         raise failed
 
-    async def _turn(self, server: Server) -> bool:
-        """Wait for a thread; whether the server is still to be asked. Raises Outage if that takes long."""
-        if self._free.locked() and self._waiting >= MOST_WAITING:
-            self._crowd.began(f"{MOST_WAITING} others wait for it")
-            raise Outage("too many wait")
-        self._waiting += 1
+    async def _wait_for_turn(self, asker: Credentials) -> None:
+        """Raises Crowded."""
         try:
-            async with asyncio.timeout(self._config.timeout):
-                await self._free.acquire()
+            await self._line.wait(asker.networks, first=asker.recognised, patience=PATIENCE)
         except TimeoutError:
-            self._crowd.began(f"others keep it busy for {self._config.timeout:g} s (clients.ldap.timeout)")
-            raise Outage("too many ask") from None
-        finally:
-            self._waiting -= 1
-        if server.left_alone or self._stopped:
-            self._free.release()
-            return False
+            self._crowd.began(f"the directory is asked by so many that {PATIENCE:g} s are not enough")
+            raise Crowded("too many ask") from None
         self._crowd.ended()
-        return True
 
-    async def _ask(self, server: Server, question: Question) -> list[bytes]:
+    async def _ask(self, server: Server, question: Question) -> set[Dn]:
         """In a thread, which this one's turn has to give back."""
         asking = asyncio.get_running_loop().run_in_executor(
             self._pool, ask, server.uri, self._config, question, lambda: self._stopped
@@ -128,10 +140,10 @@ class Servers:
                 raise Outage("the server stops") from None
             raise
 
-    def _done(self, server: Server, asked_at: float, asking: asyncio.Future[list[bytes]]) -> None:
+    def _done(self, server: Server, asked_at: float, asking: asyncio.Future[set[Dn]]) -> None:
         """Learn from what came out, also if nobody waits for it any more."""
         self._asking.discard(asking)
-        self._free.release()
+        self._line.end()
         if self._stopped:
             return
         error = asking.exception()

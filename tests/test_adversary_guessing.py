@@ -251,13 +251,13 @@ class Recorder(Verifier):
     """A verifier that notes what each verification costs."""
 
     def __init__(self) -> None:
-        super().__init__(1)
+        super().__init__()
         self.costs: list[str | None] = []
 
-    async def verify(self, stored: str, claimed: str) -> bool:
+    async def verify(self, stored: str, claimed: str, credentials: Credentials) -> bool:
         """As the one that it is."""
         self.costs.append(cost_class(stored))
-        return await super().verify(stored, claimed)
+        return await super().verify(stored, claimed, credentials)
 
 
 class Recorded(AclFile):
@@ -265,7 +265,7 @@ class Recorded(AclFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, read_users(path), NoStreams())
-        self._guesses = self._recognised = recorder = Recorder()
+        self._verifier = recorder = Recorder()
         self.costs = recorder.costs
 
 

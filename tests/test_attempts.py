@@ -60,6 +60,26 @@ def test_the_same_guesses_elsewhere_count_for_themselves() -> None:
     assert fail(attempts, "2001:db8:0:1::1", "alice") == 10
 
 
+@pytest.mark.parametrize(("network", "steps"), [("2001:db8:0:{:x}::1", 1), ("2001:db8:0:{:x}00::1", 2)])
+def test_a_wide_ipv6_network_is_not_as_many_addresses_as_it_has(network: str, steps: int) -> None:
+    """A /56 has four times the guesses of a /64, a /48 four times those of a /56: at a user, and in all."""
+    attempts = Attempts(Clock())
+    assert sum(fail(attempts, network.format(n), "alice") for n in range(256)) == 10 * 4**steps
+    attempts = Attempts(Clock())
+    guesses = sum(fail(attempts, network.format(n), f"user{n}-{m}") for n in range(256) for m in range(6))
+    assert guesses == 50 * 4**steps
+    assert fail(attempts, "2001:db8:1::1", "alice") == 10
+
+
+def test_one_network_does_not_keep_out_its_neighbours() -> None:
+    """A /64 has not guesses enough to use up those of the wider ones."""
+    attempts = Attempts(Clock())
+    for n in range(6):
+        fail(attempts, "2001:db8::1", f"user{n}")
+    assert fail(attempts, "2001:db8::1", "carol") == 0
+    assert fail(attempts, "2001:db8:0:1::1", "carol") == 10
+
+
 def test_an_address_cannot_try_many_users() -> None:
     """Fifty guesses in all."""
     attempts = Attempts(Clock())

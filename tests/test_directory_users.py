@@ -1,15 +1,22 @@
 """Users of a directory, at the running server: what they see and say, and what an outage means to whom."""
 
+import asyncio
+import contextlib
 import signal
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
 
+from attack import authorization, request, send
+from attack import credentials as written
 from daemon import Daemon, basic
+from directory import BIND, SEARCH_DONE, Peer, answer, entry, fake
 from slapd import GROUPS, PASSWORDS, PEOPLE, SUFFIX, Slapd
+from wire import TIMEOUT
 
 StartDaemon = Callable[..., Daemon]
 ACL = {
@@ -228,6 +235,161 @@ async def test_an_unchecked_certificate_is_warned_of_at_every_start(
             assert stream.status == 200
     finally:
         slapd.close()
+
+
+async def test_a_log_in_in_another_spelling_takes_nothing_from_open_streams(
+    start_daemon: StartDaemon, slapd: Slapd
+) -> None:
+    """Where a filter compares with case, as for memberUid: each spelling has what is found for it."""
+    acl = {f"cn=posix,{GROUPS}": ["posix"]}
+    server = start_daemon(settings(slapd.uri, membership_patterns=["memberUid=%s"], acl=acl))
+    async with (
+        server.subscriber("/", login("alice")) as exact,
+        server.subscriber("/", basic("ALICE", PASSWORDS["alice"])) as other,
+    ):
+        for n in range(3):
+            assert (await server.put("/private/posix", {"n": n})).status == 202
+            assert (await exact.event())["n"] == n
+            async with server.subscriber("/", basic("Alice", PASSWORDS["alice"])) as another:
+                assert another.status == 200
+        await server.put("/public", {})
+        assert (await other.event())["pubsub_path"] == "/public"
+
+
+# Guesses at users of a directory
+
+
+class SlowDirectory:
+    """It takes its time for a bind, and then takes every password but a guess."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()  # how often about alice, bob, and guesses
+        self._changed = asyncio.Condition()
+
+    async def handle(self, peer: Peer) -> None:
+        """As directory.Handler."""
+        sent = await peer.request()
+        who = next((user for user in ("alice", "bob") if f"uid={user},".encode() in sent), "guess")
+        async with self._changed:
+            self.asked[who] += 1
+            self._changed.notify_all()
+        await asyncio.sleep(0.1)
+        peer.send(answer(sent, BIND, 49 if who == "guess" else 0))
+        search = await peer.request()
+        found = entry(search, f"cn=committers,{GROUPS}".encode())
+        peer.send(found + answer(search, SEARCH_DONE, 0))
+        await peer.silence()
+
+    async def until_asked(self, who: str, more: int) -> None:
+        """Wait until it was asked so many more times about somebody."""
+        enough = self.asked[who] + more
+        async with asyncio.timeout(TIMEOUT), self._changed:
+            await self._changed.wait_for(lambda: self.asked[who] >= enough)
+
+
+@contextlib.asynccontextmanager
+async def guessers(server: Daemon, sources: int, at_a_time: int) -> AsyncIterator[Counter[int]]:
+    """Guesses from so many addresses, each at another user, without end; the statuses of their answers."""
+    statuses: Counter[int] = Counter()
+
+    async def guess_on(source: str, first: int) -> None:
+        n = first
+        while True:
+            guess = request("GET", "/", authorization(written(f"{source} {n}", "guess")))
+            statuses[(await send(server, guess, source)).status] += 1
+            n += at_a_time
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(guess_on(f"127.0.0.{source + 2}", n))
+            for source in range(sources)
+            for n in range(at_a_time)
+        ]
+        yield statuses
+        for task in tasks:
+            task.cancel()
+
+
+async def test_guessers_neither_end_streams_nor_keep_others_out(start_daemon: StartDaemon) -> None:
+    """Streams keep their rights, who is known and who is new logs in. What is slow is not called out."""
+    slow = SlowDirectory()
+    async with fake(slow.handle) as directory:
+        config = settings(directory.uri, refresh=0.2, grace=0.5, timeout=1)
+        server = start_daemon(config | {"server": {"refusal_delay": 0.1}})
+        async with server.subscriber("/", basic("alice")) as alice, guessers(server, 10, 15) as statuses:
+            await slow.until_asked("guess", 40)
+            new = await send(server, request("GET", "/", authorization(written("bob"))), "127.1.0.1")
+            assert new.status == 200
+            await slow.until_asked("alice", 6)  # which takes far more than `grace`
+            assert (await server.put("/private/commits", {"n": 1})).status == 202
+            assert (await alice.event())["n"] == 1
+            async with server.subscriber("/", basic("alice")) as known:
+                assert known.status == 200
+            assert statuses.keys() <= {401, 429}
+    assert not [line for line in server.log if "answered" in line or "cannot be asked" in line]
+
+
+async def test_a_guess_that_a_directory_cannot_answer_is_a_guess(start_daemon: StartDaemon) -> None:
+    """Whoever goes on is stopped, as if it had been wrong."""
+
+    async def handler(peer: Peer) -> None:
+        peer.send(answer(await peer.request(), BIND, 80))
+        await peer.silence()
+
+    async with fake(handler) as directory:
+        server = start_daemon(settings(directory.uri))
+        statuses = []
+        for n in range(12):
+            async with server.subscriber("/", basic("alice", f"guess {n}")) as stream:
+                statuses.append(stream.status)
+    assert statuses == [503] * 10 + [429] * 2
+
+
+async def test_an_outage_does_not_turn_users_into_guessers(start_daemon: StartDaemon, slapd: Slapd) -> None:
+    """Who asks again and again while nobody is asked may log in as soon as the directory is there."""
+    server = start_daemon(settings(slapd.uri, timeout=30))
+    slapd.stop()
+    for _ in range(20):
+        async with server.subscriber("/", login("alice")) as stream:
+            assert stream.status == 503
+    slapd.start()
+    server.signal(signal.SIGHUP)
+    await server.until_logged("reloading")
+    async with server.subscriber("/", login("bob")) as stream:  # which is asked behind the reload
+        pass
+    async with server.subscriber("/", login("alice")) as stream:
+        assert stream.status == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+async def test_a_log_in_that_cannot_be_answered_is_held_back(start_daemon: StartDaemon, method: str) -> None:
+    """As every refusal of one: until the delay is over, or as here the server stops."""
+    config = settings("ldap://127.0.0.1:1")
+    config["server"]["refusal_delay"] = "1h"
+    server = start_daemon(config)
+    asking = asyncio.create_task(send(server, request(method, "/votes", authorization(written("alice")))))
+    await server.until_logged("cannot be asked")
+    server.signal(signal.SIGTERM)
+    await server.until_logged("SIGTERM: stopping")
+    await server.until_logged(f"refused {method}")  # and not before
+    assert (await asking).status == 503
+
+
+async def test_a_crowd_behind_one_address_logs_in(start_daemon: StartDaemon) -> None:
+    """All at once, such as after a restart: they wait, and are not taken for one who guesses."""
+
+    async def handler(peer: Peer) -> None:
+        await peer.bind()
+        search = await peer.request()
+        found = entry(search, f"cn=Board Members,{GROUPS}".encode())
+        peer.send(found + answer(search, SEARCH_DONE, 0))
+        await peer.silence()
+
+    async with fake(handler) as directory:
+        server = start_daemon(settings(directory.uri))
+        asking = (server.request("PUT", "/votes", {}, basic(f"user{n}")) for n in range(120))
+        statuses = Counter(answer.status for answer in await asyncio.gather(*asking))
+    assert statuses == {202: 120}
 
 
 INJECTIONS = [

@@ -67,11 +67,15 @@ async def test_a_wrong_password_is_refused(directory: Directory, user: str) -> N
 
 
 async def test_spellings_of_a_name_are_one_user(directory: Directory) -> None:
-    """As for the directory itself: to what is remembered, and to the server."""
-    assert (await directory.log_in(credentials("ALICE", PASSWORDS["alice"]))).user == "alice"
-    recalled = directory.recall(credentials("aLiCe", PASSWORDS["alice"]))
-    assert recalled is not None
-    assert recalled.name == "ldap alice"
+    """To the server. But each is asked about by itself: filters may compare with case, as for memberUid."""
+    rights = {"alice": Rights(segments("commits", "posix")), "ALICE": Rights(segments("commits"))}
+    logins = {user: await directory.log_in(credentials(user, PASSWORDS["alice"])) for user in rights}
+    assert {login.name for login in logins.values()} == {"ldap alice"}
+    assert directory.recall(credentials("aLiCe", PASSWORDS["alice"])) is None
+    for user, login in logins.items():
+        recalled = directory.recall(credentials(user, PASSWORDS["alice"]))
+        assert recalled is not None
+        assert recalled.rights == directory.rights_by_now(login) == rights[user]
 
 
 async def test_an_empty_password_is_refused_although_the_directory_takes_it(

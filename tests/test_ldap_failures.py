@@ -7,14 +7,16 @@ import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trustme
 from ldap3.utils.log import OFF, get_library_log_detail_level
 
+import plugins.ldap_servers
 from core.errors import Refused
-from core.login import WrongCredentials
+from core.login import Unanswered, WrongCredentials
 from core.rights import NO_RIGHTS, Rights
 from core.settings import LdapConfig
 from directory import (
@@ -36,7 +38,7 @@ from directory import (
     segments,
 )
 from plugins.ldap import Directory
-from plugins.ldap_servers import MOST_AT_A_TIME, MOST_WAITING
+from plugins.ldap_servers import KEPT, MOST_AT_A_TIME
 from slapd import GROUPS, PASSWORDS, Slapd
 from wire import free_port
 
@@ -602,17 +604,92 @@ async def test_a_server_that_comes_and_goes_does_not_fill_the_log(caplog: pytest
 # Many at a time, and the end
 
 
-async def test_not_more_than_so_many_wait(caplog: pytest.LogCaptureFixture) -> None:
-    """One more is told at once that there are too many."""
-    async with fake(lambda peer: peer.silence()) as server:
-        async with running(config_for(server, timeout=3)) as directory:
-            waiting = [asyncio.create_task(refused(directory)) for _ in range(MOST_AT_A_TIME + MOST_WAITING)]
-            await server.until_connections(MOST_AT_A_TIME)
-            await refused(directory)
-            assert not any(task.done() for task in waiting)
-            assert f"{MOST_WAITING} others wait for it" in caplog.text
-            await asyncio.gather(*waiting)
-        assert server.connections == MOST_AT_A_TIME
+async def test_nobody_waits_too_long_for_others(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has waited in vain is told that there are too many. The directory is not said to be out."""
+    monkeypatch.setattr(plugins.ldap_servers, "PATIENCE", 0.3)
+    async with (
+        fake(lambda peer: peer.silence()) as server,
+        running(config_for(server, timeout=30)) as directory,
+    ):
+        asking = [asyncio.create_task(directory.log_in(credentials("alice"))) for _ in range(MOST_AT_A_TIME)]
+        await server.until_connections(MOST_AT_A_TIME)
+        for _ in range(3):
+            with pytest.raises(Unanswered, match="too many log-ins at a time") as caught:
+                await directory.log_in(credentials("bob"))
+            assert caught.value.asked
+        (line,) = caplog.messages
+        assert line == "log-ins wait too long: the directory is asked by so many that 0.3 s are not enough"
+        for task in asking:
+            task.cancel()
+
+
+async def test_who_is_known_has_a_turn_that_no_guess_can_take() -> None:
+    """Although the server hangs for as many of those as may be asked about at a time."""
+
+    async def handler(peer: Peer) -> None:
+        request = await peer.request()
+        if b"alice" in request:
+            await peer.silence()
+        peer.send(answer(request, BIND, 0))
+        peer.send(answer(await peer.request(), SEARCH_DONE, 0))
+        await peer.silence()
+
+    async with fake(handler) as server, running(config_for(server, timeout=30)) as directory:
+        asking = [asyncio.create_task(directory.log_in(credentials("alice"))) for _ in range(20)]
+        await server.until_connections(MOST_AT_A_TIME)
+        for _ in range(KEPT + 2):
+            await directory.log_in(replace(credentials("bob"), recognised=True))
+        assert server.connections == MOST_AT_A_TIME + KEPT + 2
+        for task in asking:
+            task.cancel()
+
+
+async def test_a_burst_of_log_ins_is_served() -> None:
+    """However many wait: what is bounded is the time."""
+
+    async def handler(peer: Peer) -> None:
+        await peer.bind()
+        peer.send(answer(await peer.request(), SEARCH_DONE, 0))
+        await peer.silence()
+
+    async with fake(handler) as server, running(config_for(server, timeout=30)) as directory:
+        logins = await asyncio.gather(
+            *(directory.log_in(credentials(f"user{n}", "secret")) for n in range(150))
+        )
+        assert {login.rights for login in logins} == {NO_RIGHTS}
+
+
+async def test_only_a_failure_of_the_directory_counts_towards_grace(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And not that it was busy before: its first failure does not end a stream."""
+    now = 1000.0
+    code = 0
+
+    async def handler(peer: Peer) -> None:
+        peer.send(answer(await peer.request(), BIND, code))
+        if code == 0:
+            peer.send(answer(await peer.request(), SEARCH_DONE, 0))
+        await peer.silence()
+
+    streams = Streams()
+    async with fake(handler) as server:
+        directory = Directory(config_for(server, grace=600, refresh=60), streams, lambda: now)
+        login = await directory.log_in(credentials("alice"))
+        streams.open.append(login)
+        now += 10_000  # in which nobody could be asked
+        code = 80
+        for passed in (0, 599):
+            now += passed
+            await directory._ask_again(0.0)
+            assert directory.rights_by_now(login) == NO_RIGHTS
+        now += 1
+        await directory._ask_again(0.0)
+        assert directory.rights_by_now(login) is None
+        assert "the directory has not answered for 600 s" in caplog.text
+        await directory.stop()
 
 
 async def test_clients_that_go_leave_the_threads_to_nobody_else() -> None:
