@@ -32,7 +32,6 @@ from aiohttp.http import HttpVersion11, RawRequestMessage
 
 from core import __version__
 from core.access import UNIX, CertificateNames, Networks, publisher_address
-from core.attempts import TooManyAttempts
 from core.authentication import Authentication
 from core.body import inflate, too_large
 from core.cursor import Mark, Stamp
@@ -56,7 +55,7 @@ from core.http import (
 )
 from core.idempotency import ask_again
 from core.intake import Intake
-from core.login import AUTHENTICATE, Login, NoStreams, WrongCredentials, problem_with_password
+from core.login import AUTHENTICATE, Login, NoStreams, NotLoggedIn, WrongCredentials, problem_with_password
 from core.quick import accepted_answer
 from core.refusals import Refusals
 from core.replay import Placement, ReplayRequest, replay_request
@@ -317,7 +316,7 @@ class Server:
         try:
             return await self._route(request)
         except Refused as refused:
-            if request.method == "GET" or isinstance(refused, WrongCredentials | TooManyAttempts):
+            if request.method == "GET" or isinstance(refused, NotLoggedIn):
                 await self._hold_back(arrived)
             return self._refuse(request, refused, self._shown_peer(request))
         except ConnectionError:
@@ -439,8 +438,6 @@ class Server:
             self._requests -= path.private
             publisher, login = await self._authorize(request, path)
             body = await self._read_body(request)
-            if login:
-                self._check_rights(login, path)  # again: a body may take a minute
             ask = None
             if (key := request.headers.get("Idempotency-Key")) is not None:
                 ask = ask_again(publisher, path.text, key, body)
@@ -449,6 +446,8 @@ class Server:
                 async with self._intake.turn(publisher, events):
                     openings = await self._parse(request, path, body)
                     await self._intake.ready(len(openings))
+                    if login:
+                        self._check_rights(login, path)  # again: by now it may have lost them
                     taken = self._intake.take(path, openings, ask)
             # shielded: a publisher who hangs up undoes nothing, and may ask again meanwhile
             return self._accepted(request, path, await asyncio.shield(taken.answer), replayed=taken.replayed)

@@ -309,6 +309,31 @@ async def test_a_body_that_takes_its_time_publishes_nothing_when_the_right_is_go
     assert b" 202 " not in answer
 
 
+async def test_a_batch_that_waits_publishes_nothing_when_the_right_is_gone(start_daemon: StartDaemon) -> None:
+    """After its body is there; what it publishes came before whoever is told that the right is gone."""
+    server = start_daemon(config("none", Path()), acl=ACL)
+    batch = b'{"n":1}\n' * 10_000  # which takes a while to be read, and comes in one piece
+    headers = b"Content-Type: application/x-ndjson\r\n" + authorization(credentials("alice"))
+    async with server.subscriber("/") as stream:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        server.write_acl({**ACL, "alice": {**MEMBER, "topics": ["other"]}})
+        writer.write(request("PUT", "/deploy", headers, batch))
+        await writer.drain()
+        await send(server, request("HEAD", "/"))  # behind which the body is there
+        server.signal(signal.SIGHUP)
+        await server.until_logged("3 users")
+        await server.put("/marker", {})
+        answer = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        await server.put("/end", {})
+        paths: list[str] = []
+        while not paths or paths[-1] != "/end":
+            paths.append((await stream.event())["pubsub_path"])
+    deployed = paths.count("/deploy")
+    assert paths == ["/deploy"] * deployed + ["/marker", "/end"]
+    assert (b" 403 " in answer) == (deployed == 0)
+
+
 # A reader who takes its time
 
 LARGE = b'{"n": %d, "filling": "' + b"x" * 90_000 + b'"}'
