@@ -69,8 +69,8 @@ from core.turns import Slice
 from core.unix_socket import UnixSocket, answers
 from core.web_pages import WebPages
 from plugins import check_aioboto3, check_directory, providers_for, queues_for, store_for
-from plugins.acl import Users, read_users
 from plugins.acl_passwords import hash_password
+from plugins.acl_users import Users, read_users
 
 log = logging.getLogger("pypubsub")
 

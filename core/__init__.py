@@ -43,6 +43,7 @@ Beside that road:
     unix_socket     sockets in the file system
     tls             the server's certificate, and whom it believes those of clients
     config          reading a YAML file into such sections, with errors that teach
+    yaml_file       the values in such a file, which are bounded
     errors          what can be refused, and what stops the start
 """
 

@@ -9,7 +9,6 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
@@ -17,11 +16,13 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from core.errors import ConfigError
+from core.yaml_file import Document, TooMuchError, parse
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _MAX_SIZE = 1024**4
 DURATION_FORM = "a number of seconds, or a number with a unit (45s, 30m, 12h, 7d)"
+MEANT = ", did you mean"  # how a suggestion of one key begins
 SIZE_FORM = "a number of bytes, or a number with a unit (64 KiB, 1 MiB)"
 
 
@@ -61,32 +62,28 @@ PositiveDuration = Annotated[float, BeforeValidator(_parse_positive_duration)]  
 Size = Annotated[int, BeforeValidator(_parse_size)]  # bytes, more than 0
 
 
-class _OnceEach(yaml.SafeLoader):
-    """Refuses a key that stands twice, where YAML's other loaders take the last one and say nothing."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, "a key stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path, keys: str, *, secret: bool = False) -> dict[Any, Any] | None:
+def read_yaml(path: Path, keys: str) -> dict[Any, Any] | None:
     """The mapping in a YAML file, None if there is nothing in it. Raises ConfigError: file, line and reason.
 
-    keys: what is expected in it, in words.
-    secret: there are passwords in it. Nothing of it is shown, no key may stand twice, and nulls are left in.
+    keys: what is expected in it, in words. Nulls are left out.
     """
+    content: dict[Any, Any] | None = _document(path, keys, secret=False).content
+    return content
+
+
+def read_secret_yaml(path: Path, keys: str) -> Document:
+    """The mapping in a YAML file with passwords in it, of which no error shows anything; perhaps None.
+
+    No key may stand twice, and nulls are left in. Raises ConfigError.
+    """
+    return _document(path, keys, secret=True)
+
+
+def _document(path: Path, keys: str, *, secret: bool) -> Document:
     try:
-        if secret:
-            content = yaml.load(_read_regular(path), _OnceEach)  # noqa: S506 (a safe one)
-        else:
-            content = _without_nulls(yaml.safe_load(path.read_bytes()))
+        text = _read_regular(path) if secret else path.read_bytes()
+        document = parse(text, keys_once=secret)
+        content = document.content if secret else _without_nulls(document.content)
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
     except yaml.MarkedYAMLError as error:
@@ -94,15 +91,17 @@ def read_yaml(path: Path, keys: str, *, secret: bool = False) -> dict[Any, Any] 
         line = f"line {mark.line + 1}: " if mark else ""
         reason = _unquoted(str(error.problem or error.context), secret)
         raise ConfigError([f"{path}: {line}not YAML: {reason}"]) from error
+    except TooMuchError as error:
+        raise ConfigError([f"{path}: {error}"]) from error
     except Exception as error:  # PyYAML's tags (!!int, !!bool) fail with whatever their conversion raises
         reason = type(error).__name__
         if not secret and str(error):
             reason = _unquoted(str(error).splitlines()[0], secret)
         raise ConfigError([f"{path}: not YAML: {reason}"]) from error
     if content is not None and not isinstance(content, dict):
-        found = _kind(content) if secret else _found(content)
+        found = kind_of(content) if secret else _found(content)
         raise ConfigError([f"{path}: expected {keys}, got {found}"])
-    return content
+    return Document(content, document.aliased)
 
 
 def _read_regular(path: Path) -> bytes:
@@ -178,10 +177,10 @@ def _explain(model: type[Section], problem: Any, above: tuple[str, ...]) -> str:
     key_path = _key_path(location)
     kind = problem["type"]
     if kind == "extra_forbidden":
-        suggestion = _suggestion(model, problem["loc"])
-        if not (model.shows_values or suggestion.startswith(", did you mean")):
-            return f"{_key_path(location[:-1])}: has an unknown key{suggestion}"
-        return f"{key_path}: unknown key{suggestion}"
+        known = suggestion(model, problem["loc"])
+        if not (model.shows_values or known.startswith(MEANT)):
+            return f"{_key_path(location[:-1])}: has an unknown key{known}"
+        return f"{key_path}: unknown key{known}"
     if kind == "missing":
         return f"{key_path}: is missing"
     if kind == "value_error":
@@ -191,7 +190,7 @@ def _explain(model: type[Section], problem: Any, above: tuple[str, ...]) -> str:
     else:
         message = str(problem["msg"])
         expected = message.removeprefix("Input should be ")
-    found = _found(problem["input"]) if model.shows_values else _kind(problem["input"])
+    found = _found(problem["input"]) if model.shows_values else kind_of(problem["input"])
     return f"{key_path}: expected {expected}, got {found}"
 
 
@@ -211,12 +210,12 @@ def _key_path(location: tuple[int | str, ...]) -> str:
 def _found(value: object) -> str:
     """What stands in the file, as YAML would show it and short."""
     if isinstance(value, dict | list | tuple) or value is None:
-        return _kind(value)
+        return kind_of(value)
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     """What stands in the file, without its value."""
     if isinstance(value, dict):
         return "a section with keys"
@@ -231,15 +230,18 @@ def _kind(value: object) -> str:
     return "text" if isinstance(value, str) else "what YAML reads as a date"
 
 
-def _suggestion(model: type[Section], location: tuple[int | str, ...]) -> str:
-    """The known key that was probably meant: a near miss in this section, or the same key in another."""
+def suggestion(model: type[Section], location: tuple[int | str, ...]) -> str:
+    """Behind an unknown key: the known one that was probably meant, or all of them.
+
+    That is a near miss in this section, or the same key in another.
+    """
     known = _key_paths(model)
     *section, key = (str(part) for part in location)
     beside = {path[-1]: path for path in known if list(path[:-1]) == section}
     anywhere = {path[-1]: path for path in known}
     for candidates, cutoff in ((anywhere, 1.0), (beside, 0.6), (anywhere, 0.85)):
         if near := difflib.get_close_matches(key, candidates, n=1, cutoff=cutoff):
-            return f", did you mean {'.'.join(candidates[near[0]])}?"
+            return f"{MEANT} {'.'.join(candidates[near[0]])}?"
     return f"; known here: {', '.join(sorted(beside))}"
 
 

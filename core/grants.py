@@ -7,10 +7,17 @@ from pydantic import AfterValidator, BeforeValidator, Field, StrictStr
 from core.config import Section
 from core.rights import EVERY_EVENT, Rights, Segment
 
+TOPIC_FORM = "a topic: text that is not empty and has no / and no comma"
+
+
+def is_topic(value: object) -> bool:
+    """Whether an event can have this among its topics."""
+    return isinstance(value, str) and bool(value) and "/" not in value and "," not in value
+
 
 def _check_topic(value: str) -> str:
-    if not value or "/" in value or "," in value:
-        raise ValueError("a topic: text that is not empty and has no / and no comma")
+    if not is_topic(value):
+        raise ValueError(TOPIC_FORM)
     return value
 
 

@@ -10,6 +10,7 @@ A plugin is one module, or one with parts of its own, such as those beside backl
     backlog_storage  the backlog with a file: what is stored when, and what is read from where
     backlog_file     that file, an SQLite database
     backlog_import   the file of PyPubSub 0.7, turned into such a one
+    acl_users        the ACL file, read
     acl_passwords    passwords, plain and hashed
     ldap_servers     which server of the directory is asked, and what is done while none answers
     ldap_lookup      one question to one server
@@ -30,7 +31,8 @@ from core.intake import Intake
 from core.login import OpenStreams, Provider
 from core.settings import ClientsConfig, Config, ServerConfig
 from core.store import Outlet, Store, Unstored
-from plugins.acl import AclFile, Users
+from plugins.acl import AclFile
+from plugins.acl_users import Users
 
 if TYPE_CHECKING:
     from plugins.sqs import SqsQueue
