@@ -20,7 +20,7 @@ from core.access import Network
 from core.config import Duration, PositiveDuration, Section, Size, build, read_yaml
 from core.errors import ConfigError
 from core.grants import AnyGrants, Topic
-from core.sqs_settings import QueueConfig, build_queues
+from core.sqs_settings import QueueConfig, build_queues, warnings_of_twins
 
 DEPLOYED_READERS_LINE_SIZE = 614_400  # bytes; a widely deployed reader fails for ever on a longer line
 
@@ -228,6 +228,7 @@ class Config(Section):
             found.append("clients.payloader_certs: has no effect without server.tls.client_ca")
         for name, queue in self.sqs.items():
             found += [f"sqs.{name}.{warning}" for warning in queue.warnings(self.clients.secure_topics)]
+        found += [f"sqs.{warning}" for warning in warnings_of_twins(self.sqs)]
         publishers = self.clients.payloaders or self.certified_publishers or self.clients.secure_topics
         if not (publishers or self.sqs):
             found.append("clients.payloaders: is empty, so nobody may publish")

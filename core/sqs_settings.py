@@ -4,8 +4,11 @@ What each key means to an operator stands in docs/sqs.md.
 """
 
 import re
+from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, StrictStr, model_validator
 
@@ -18,13 +21,18 @@ LONGEST_POLL = 20  # seconds
 LONGEST_VISIBILITY = 12 * 3600  # seconds
 MOST_AT_ONCE = 10  # items
 _VISIBILITY_OF_WHAT_STAYS = 300  # seconds
+_QUEUE_FORM = "the name of a queue, or its URL"
 _LONGEST_WINDOW = 14 * 86400  # seconds: a queue keeps nothing longer
 
 
 def _check_queue(value: str) -> str:
     name = r"[A-Za-z0-9_-]{1,80}|[A-Za-z0-9_-]{1,75}\.fifo"
     if not re.fullmatch(rf"({name})|https?://[!-~]+/({name})", value, re.ASCII):
-        raise ValueError("the name of a queue, or its URL")
+        raise ValueError(_QUEUE_FORM)
+    try:
+        urlsplit(value)
+    except ValueError:
+        raise ValueError(_QUEUE_FORM) from None
     return value
 
 
@@ -105,11 +113,33 @@ class QueueConfig(Section):
         return self.visibility or (None if self.delete else _VISIBILITY_OF_WHAT_STAYS)
 
     def is_the_same_as(self, other: "QueueConfig") -> bool:
-        """Whether both are read from one queue, as far as that can be seen."""
+        """Whether both are read from one queue, as far as that can be seen before it is asked for."""
+        if self.url and other.url:
+            return self.identity_of(self.url) == other.identity_of(other.url)
         return all(
             getattr(self, key) == getattr(other, key)
             for key in ("queue", "region", "endpoint_url", "key", "profile")
         )
+
+    def may_be_the_same_as(self, other: "QueueConfig") -> bool:
+        """Whether one has the name of the queue whose URL the other has; accounts are not compared."""
+        named, given = (other, self) if self.url else (self, other)
+        if named.url or not given.url or named.name != given.name:
+            return False
+        regions = {region for region in (named.region, _region_of(given.url) or given.region) if region}
+        return named.endpoint_url == given.endpoint_url and len(regions) < 2
+
+    def identity_of(self, url: str) -> str:
+        """What the queue of that URL is known by, of several ways to write it."""
+        parts = urlsplit(url)
+        if region := _region_of(url):
+            return f"{region}{parts.path}"
+        return f"{self.endpoint_url or ''} {parts.netloc.lower()}{parts.path}"
+
+    @property
+    def url(self) -> str | None:
+        """Of the queue, if it is known before it is asked for."""
+        return self.queue if "/" in self.queue else None
 
     @property
     def name(self) -> str:
@@ -143,6 +173,24 @@ class QueueConfig(Section):
 
     def _stays_on_this_machine(self) -> bool:
         return bool(re.match(r"http://(127\.[0-9.]+|localhost|\[::1\])([:/]|$)", self.endpoint_url or ""))
+
+
+def _region_of(url: str) -> str | None:
+    """The region in a queue's URL at AWS; None elsewhere."""
+    host = urlsplit(url).hostname or ""
+    if not re.search(r"\.(amazonaws\.com|amazonaws\.com\.cn|api\.aws)$", host):
+        return None
+    match = re.search(r"\b[a-z]{2,3}(-[a-z]+)+-[0-9]+\b", host)
+    return match[0] if match else "us-east-1"  # https://queue.amazonaws.com, which is old
+
+
+def warnings_of_twins(queues: Mapping[str, QueueConfig]) -> list[str]:
+    """What an operator should know of settings that are valid, and may name one queue in two ways."""
+    return [
+        f"{name}.queue: may be the queue of sqs.{other}: if it is, only one of the two reads it"
+        for (other, first), (name, second) in combinations(queues.items(), 2)
+        if first.may_be_the_same_as(second)
+    ]
 
 
 def build_queues(content: Any, path: Path) -> dict[str, QueueConfig]:

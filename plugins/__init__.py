@@ -89,4 +89,5 @@ def queues_for(config: Config, intake: Intake) -> Sequence["SqsQueue"]:
     check_aioboto3()
     from plugins.sqs import SqsQueue  # noqa: PLC0415 (and aioboto3 with it)
 
-    return [SqsQueue(name, config, intake) for name in config.sqs]
+    readers = {queue.identity_of(queue.url): name for name, queue in config.sqs.items() if queue.url}
+    return [SqsQueue(name, config, intake, readers) for name in config.sqs]

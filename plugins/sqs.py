@@ -53,12 +53,18 @@ class Backoff:
         self._tries = 0
 
 
+class ReadAlreadyError(Exception):
+    """Another section reads the same queue: each would publish what is in it."""
+
+
 class SqsQueue:
     """One queue of the section `sqs`."""
 
-    def __init__(self, name: str, config: Config, intake: Intake) -> None:
-        """name: which one."""
+    def __init__(self, name: str, config: Config, intake: Intake, readers: dict[str, str]) -> None:
+        """name: which one; readers: of all queues, by their identity, those who read it: shared by all."""
         self.name = f"sqs {name}"
+        self._section = name
+        self._readers = readers
         self._queue: QueueConfig = config.sqs[name]
         self._intake = intake
         self._terms = Terms(
@@ -86,10 +92,16 @@ class SqsQueue:
         return Trouble(log, began, f"{self.name}: reads {self._queue.queue} again")
 
     async def run(self) -> None:
-        """Publish what comes, until cancelled. Whatever goes wrong is tried again."""
+        """Publish what comes, until cancelled. Whatever goes wrong is tried again.
+
+        Ends if the queue turns out to be read already.
+        """
         while True:
             try:
                 await self._read()
+            except ReadAlreadyError as error:
+                log.error("%s: %s", self.name, error)  # noqa: TRY400 (one clear line, no traceback)
+                return
             except Exception as error:  # noqa: BLE001 (which is told, and only this queue has to wait)
                 self._note(error)
                 if (task := asyncio.current_task()) and task.cancelling():
@@ -116,6 +128,9 @@ class SqsQueue:
                 self._published.put(key, None, age=self._queue.window - left)
             self._recalled = True
         async with reader_of(self._queue) as reader:
+            first = self._readers.setdefault(self._queue.identity_of(reader.url), self._section)
+            if first != self._section:
+                raise ReadAlreadyError(f"{shown(reader.url)} is read as sqs.{first} already, and not twice")
             if reader.url != self._url_told:
                 log.info("%s: reads %s", self.name, shown(reader.url))
                 self._url_told = reader.url

@@ -57,6 +57,26 @@ async def test_items_are_deleted_when_they_are_published(
         await nothing_else_on(stream, daemon)
 
 
+async def test_a_queue_named_in_two_ways_is_read_once(moto: Moto, start_daemon: StartDaemon) -> None:
+    """By name, by URL, and by other credentials: one section reads it, and the log says so of the others."""
+    queue = new_queue(moto, VisibilityTimeout=1)
+    settings = {
+        "named": moto.settings(queue, delete=False, visibility=1),
+        "given": moto.settings(moto.queue_url(queue), delete=False, visibility=1),
+        "otherwise": moto.settings(queue, delete=False, visibility=1, key="other", secret="other"),
+    }
+    daemon = start_daemon({"sqs": settings})
+    assert len([line for line in daemon.log if "WARNING" in line and "may be the queue of" in line]) == 2
+    for _ in range(2):
+        line = await daemon.until_logged("ERROR pypubsub.sqs")
+        assert "sqs named: " in line or "sqs otherwise: " in line
+        assert f"{moto.queue_url(queue)} is read as sqs.given already" in line
+    async with daemon.subscriber("/") as stream:
+        moto.send_many(queue, [{"n": n} for n in range(5)])
+        assert sorted(await numbers(stream, 5)) == list(range(5))
+        await nothing_else_on(stream, daemon)
+
+
 @pytest.mark.parametrize("store", STORES)
 async def test_an_item_that_comes_again_is_deleted_and_not_published(
     moto: Moto, start_daemon: StartDaemon, proxy: AwsProxy, queue: str, tmp_path: Path, store: str

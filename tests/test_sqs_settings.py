@@ -10,7 +10,7 @@ import yaml
 
 from aws import arn_of
 from core.errors import ConfigError
-from core.sqs_settings import build_queues
+from core.sqs_settings import build_queues, warnings_of_twins
 from daemon import ROOT, Daemon
 from documents import Block, sections, yaml_of
 
@@ -151,6 +151,7 @@ def test_check_says_which_queues_are_read(tmp_path: Path) -> None:
         ("queue", "a" * 81, "the name of a queue, or its URL"),
         ("queue", "a" * 76 + ".fifo", "the name of a queue, or its URL"),
         ("queue", "a.b", "the name of a queue, or its URL"),
+        ("queue", "https://[h/a", "the name of a queue, or its URL"),
         ("queue", "a\n", "the name of a queue, or its URL"),
         ("queue", "123456789012/a", "the name of a queue, or its URL"),
         ("queue", "https://host/", "the name of a queue, or its URL"),
@@ -207,6 +208,55 @@ def test_a_queue_is_not_read_twice() -> None:
     queue = {"queue": "a", "region": "us-east-1"}
     (line,) = problems({"q": queue, "other": queue, "elsewhere": queue | {"region": "eu-west-1"}})
     assert line == "pypubsub.yaml: sqs.other.queue: is read as sqs.q already"
+
+
+AWS = "https://sqs.us-east-1.amazonaws.com/123456789012/a"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        AWS,
+        "http://sqs.us-east-1.amazonaws.com/123456789012/a",
+        "https://SQS.us-east-1.amazonaws.com:443/123456789012/a",
+        "https://us-east-1.queue.amazonaws.com/123456789012/a",
+        "https://queue.amazonaws.com/123456789012/a",
+        "https://sqs-fips.us-east-1.amazonaws.com/123456789012/a",
+        "https://sqs.us-east-1.api.aws/123456789012/a",
+    ],
+)
+def test_a_queue_is_the_same_however_its_url_is_written(other: str) -> None:
+    """And whoever reads it."""
+    first, second = {"queue": AWS}, {"queue": other, "region": "eu-west-1", "key": "k", "secret": "s"}
+    assert problems({"q": first, "other": second}) == [
+        "pypubsub.yaml: sqs.other.queue: is read as sqs.q already"
+    ]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        AWS.replace("us-east-1", "us-west-1"),
+        AWS.replace("123456789012", "210987654321"),
+        AWS.replace("amazonaws.com", "amazonaws.com.example.org"),
+        AWS[:-1] + "b",
+    ],
+)
+def test_another_url_is_another_queue(other: str) -> None:
+    """Of another region, account or name, or not at AWS."""
+    assert len(build_queues({"q": {"queue": AWS}, "other": {"queue": other}}, PATH)) == 2
+
+
+def test_a_queue_that_may_be_read_twice_is_warned_of() -> None:
+    """The account of a name is known when it is asked for: then it is seen whether it is."""
+
+    def twins(**settings: Any) -> list[str]:
+        return warnings_of_twins(build_queues({"q": {"queue": AWS}, "other": settings}, PATH))
+
+    said = ["other.queue: may be the queue of sqs.q: if it is, only one of the two reads it"]
+    assert twins(queue="a", region="us-east-1") == twins(queue="a") == said
+    assert twins(queue="b") == twins(queue="a", region="eu-west-1") == []
+    assert twins(queue="a", endpoint_url="http://127.0.0.1:1") == []
 
 
 def test_a_queue_that_is_no_section_is_refused() -> None:
