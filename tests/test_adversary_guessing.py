@@ -8,6 +8,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -34,8 +35,9 @@ from core.errors import ConfigError
 from core.expiring import Expiring
 from core.login import Credentials, NoStreams, WrongCredentials, parse_credentials
 from daemon import ROOT, Daemon, basic
+from plugins import acl
 from plugins.acl import AclFile, Verifier
-from plugins.acl_passwords import cost_class
+from plugins.acl_passwords import cost_class, is_password
 from plugins.acl_users import read_users
 
 StartDaemon = Callable[..., Daemon]
@@ -334,6 +336,42 @@ async def test_who_was_stopped_costs_nothing(tmp_path: Path) -> None:
     refused = Counter(type(answer) for answer in await asyncio.gather(*asked, return_exceptions=True))
     assert refused == {WrongCredentials: USERS_CHANCES, TooManyAttempts: 100 - USERS_CHANCES}
     assert len(users.costs) == USERS_CHANCES
+    await users.stop()
+
+
+@pytest.mark.parametrize("network", ["192.0.2.1", "2001:db8:0:{:x}::1"])
+async def test_a_flood_of_guesses_delays_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
+) -> None:
+    """Somebody from elsewhere, for the first time there, waits for a few of them, and not for all."""
+    claimed: list[str] = []
+    all_wait = threading.Event()
+
+    def noting(stored: str, password: str) -> bool:
+        all_wait.wait()
+        claimed.append(password)
+        return is_password(stored, password)
+
+    monkeypatch.setattr(acl, "is_password", noting)
+    users = recorded(tmp_path, ["thorough"])
+    authentication = Authentication([users], anonymous=False)
+    guesses = [
+        asyncio.create_task(
+            authentication.log_in([basic(f"user{n}", "guess")["Authorization"]], network.format(n))
+        )
+        for n in range(40)
+    ]
+    await asyncio.sleep(0)
+    right = asyncio.create_task(
+        authentication.log_in([basic("thorough", RIGHT)["Authorization"]], "198.51.100.1")
+    )
+    for _ in range(5):
+        await asyncio.sleep(0)
+    all_wait.set()
+    assert await right
+    assert claimed.index(RIGHT) < 6
+    await asyncio.gather(*guesses, return_exceptions=True)
+    assert len(claimed) == 41
     await users.stop()
 
 

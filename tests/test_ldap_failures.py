@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,10 @@ import pytest
 import trustme
 from ldap3.utils.log import OFF, get_library_log_detail_level
 
+import plugins.ldap
+import plugins.ldap_lookup
 import plugins.ldap_servers
+import plugins.ldap_templates
 from core.errors import Refused
 from core.login import Unanswered, WrongCredentials
 from core.rights import NO_RIGHTS, Rights
@@ -38,6 +42,7 @@ from directory import (
     segments,
 )
 from plugins.ldap import Directory
+from plugins.ldap_dn import Dn, parse_dn
 from plugins.ldap_servers import KEPT, MOST_AT_A_TIME
 from slapd import GROUPS, PASSWORDS, Slapd
 from wire import free_port
@@ -331,6 +336,35 @@ async def test_groups_with_names_that_are_no_dn_are_passed_over() -> None:
     acl = {f"cn=posix,{GROUPS}": ["posix"], "cn=müller": ["latin-1"]}
     async with fake(handler) as server, running(config_for(server, acl=acl)) as directory:
         assert (await directory.log_in(credentials("alice"))).rights == Rights(segments("posix"))
+
+
+async def test_thousands_of_groups_are_read_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and all: nobody else waits for that."""
+    groups = 4000
+    threads: Counter[str] = Counter()
+
+    def noting(text: str) -> Dn:
+        threads[threading.current_thread().name.partition("_")[0]] += 1
+        return parse_dn(text)
+
+    async def handler(peer: Peer) -> None:
+        await peer.bind()
+        search = await peer.request()
+        for n in range(groups):
+            peer.send(entry(search, f"cn=group {n},{GROUPS}".encode()))
+        peer.send(answer(search, SEARCH_DONE, 0))
+        await peer.silence()
+
+    acl = {f"cn=Group  {n},{GROUPS}": [f"topic {n}"] for n in range(0, groups, 1000)}
+    async with (
+        fake(handler) as server,
+        running(config_for(server, timeout=30, acl=acl)) as directory,
+    ):
+        for module in (plugins.ldap, plugins.ldap_lookup, plugins.ldap_templates):
+            monkeypatch.setattr(module, "parse_dn", noting)
+        login = await directory.log_in(credentials("alice"))
+    assert login.rights == Rights(segments("topic 0", "topic 1000", "topic 2000", "topic 3000"))
+    assert threads == {"ldap": groups, "MainThread": 1}  # of its own name
 
 
 # Refusing
