@@ -12,11 +12,9 @@ hold_back_reloads()  # before anything that takes time
 
 import argparse
 import asyncio
-import errno
 import getpass
 import json
 import logging
-import math
 import os
 import signal
 import ssl
@@ -43,18 +41,16 @@ from core.framing import wire_form
 from core.http import (
     MAX_HEAD,
     HttpServer,
-    TcpSite,
     connection_of,
     continue_if_expected,
     head_too_large,
     receive,
     shown_path,
     size_of_fields,
-    start_site,
-    url,
 )
 from core.idempotency import ask_again
 from core.intake import Intake
+from core.listening import Listeners, url
 from core.login import AUTHENTICATE, Login, NoStreams, NotLoggedIn, WrongCredentials, problem_with_password
 from core.quick import accepted_answer
 from core.refusals import Refusals
@@ -63,10 +59,9 @@ from core.rights import Rights
 from core.settings import BacklogConfig, Config, load
 from core.store import Accepted
 from core.subscriber import Subscriber
-from core.tls import CurrentContext, tls_context
+from core.tls import tls_context
 from core.topics import PublishPath, parse_publish_path, parse_subscription
 from core.turns import Slice
-from core.unix_socket import UnixSocket, answers
 from core.web_pages import WebPages
 from plugins import check_aioboto3, check_directory, providers_for, queues_for, store_for
 from plugins.acl_passwords import hash_password
@@ -81,9 +76,7 @@ ALLOWED_METHODS = "GET, HEAD, OPTIONS, POST, PUT"
 MOST_GROWTH = 100  # times max_payload_size that a batch's lines may have, which all hold its path
 MAX_HELD_REFUSALS = 1000
 MOST_QUERY_KEYS = 64
-OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 LOOPS = ("auto", "asyncio", "uvloop")  # auto: uvloop if it is there
-ACCEPT_BACKLOG = 1024  # connections waiting to be accepted: after a restart everybody comes back at once
 ADDRESS = "address"  # what a request keeps of its own, in aiohttp's dictionary for that
 CORS_REQUEST_HEADERS = (
     "Accept, Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Fetch-Since, X-Fetch-Since-Cursor"
@@ -122,9 +115,8 @@ class Server:
         queue_connections = sum(queue.connections for queue in config.sqs.values())
         self._http = HttpServer(self, config.server, files_of_others=queue_connections)
         self._runner = web.ServerRunner(self._http, shutdown_timeout=0.1)  # _drain() has waited already
-        self._unix_sockets: list[UnixSocket] = []
-        self._tls_context = CurrentContext(ssl.PROTOCOL_TLS_SERVER)
-        self._out_of_files_said = -math.inf  # loop time
+        self._listeners = Listeners(self._http, config.server.head_timeout)
+        self._tls_context: ssl.SSLContext | None = None  # for connections that come now
         self._publishing = 0  # publishes let in and not answered yet
         self._requests = 0  # so far, without private publishes, which must not show to everybody
         self._held_refusals = 0
@@ -138,7 +130,6 @@ class Server:
     async def run(self) -> None:
         """Serve until a signal says to stop. Raises StartError."""
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(self._on_loop_error)
         log.debug("event loop: %s", type(loop).__module__.partition(".")[0])
         take_signals(loop, self._on_stop_signal, self._on_reload_signal)
         await self._runner.setup()
@@ -164,25 +155,15 @@ class Server:
                 for task in lasting:
                     task.cancel()
         finally:
+            await self._listeners.stop()
             await self._runner.cleanup()
             await self._authentication.stop()
             for provider in self._providers:
                 await provider.stop()
             await self._store.stop()
-            for unix_socket in self._unix_sockets:
-                unix_socket.remove()
         if self._refusals.counts:
             log.info("refused in all: %s", self._refusals.summary())
         log.info("stopped")
-
-    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Say once in a while that no connection can be accepted; asyncio would a thousand times a second."""
-        error = context.get("exception")
-        if not isinstance(error, OSError) or error.errno not in OUT_OF_FILES:
-            loop.default_exception_handler(context)
-        elif loop.time() >= self._out_of_files_said + 10:
-            self._out_of_files_said = loop.time()
-            log.error("cannot accept connections: %s", os.strerror(error.errno))
 
     def _on_stop_signal(self, number: signal.Signals) -> None:
         if self._stop.is_set():
@@ -213,7 +194,7 @@ class Server:
         if (tls := self.config.server.tls) is None:
             return
         try:
-            self._tls_context.current = await asyncio.to_thread(tls_context, tls)
+            self._tls_context = await asyncio.to_thread(tls_context, tls)
         except StartError as error:
             log.error("server.tls is not reloaded, the old certificates stay: %s", error)  # noqa: TRY400
         else:
@@ -222,31 +203,21 @@ class Server:
     async def _listen(self) -> None:
         server = self.config.server
         if server.tls:
-            self._tls_context.current = tls_context(server.tls)
+            self._tls_context = tls_context(server.tls)
         for bind in server.bind:
             if bind.startswith("unix:"):
-                self._unix_sockets.append(await self._listen_unix(Path(bind.removeprefix("unix:"))))
+                self._listeners.listen_unix(Path(bind.removeprefix("unix:")))
                 continue
-            await self._listen_tcp(bind, server.port, None)
+            ipv4_too = server.takes_ipv4_too(bind)
+            await self._listeners.listen_tcp(bind, server.port, ipv4_too=ipv4_too)
             if server.tls:
-                await self._listen_tcp(bind, server.tls.port, self._tls_context)
-
-    async def _listen_tcp(self, bind: str, port: int, context: ssl.SSLContext | None) -> None:
-        site = TcpSite(self._runner, bind, port, ssl_context=context, backlog=ACCEPT_BACKLOG)
-        site.handshake_timeout = self.config.server.head_timeout if context else None
-        await start_site(site, url(bind, port, tls=context is not None))
-
-    async def _listen_unix(self, path: Path) -> UnixSocket:
-        where = f"unix:{path}"
-        if await answers(path):
-            raise StartError(f"cannot listen on {where}: Address already in use")
-        await start_site(web.UnixSite(self._runner, path, backlog=ACCEPT_BACKLOG), where)
-        return UnixSocket(path)
+                await self._listeners.listen_tcp(
+                    bind, server.tls.port, lambda: self._tls_context, ipv4_too=ipv4_too
+                )
 
     async def _drain(self) -> None:
         """Stop accepting, let publishes under way end, send what is queued, close the streams."""
-        for site in list(self._runner.sites):
-            await site.stop()
+        await self._listeners.stop()
         half = self.config.server.drain_timeout / 2  # a publisher who never ends costs no stream its end
         for reading in self._reading:
             reading.cancel()  # which ends when what it has under way is stored and deleted
@@ -798,9 +769,10 @@ def print_plan(config: Config, users: Users | None) -> None:
         if bind.startswith("unix:"):
             print(f"serves {bind}")
             continue
-        print(f"serves {url(bind, server.port, tls=False)}")
-        if server.tls:
-            print(f"serves {url(bind, server.tls.port, tls=True)}")
+        for address in (bind, "0.0.0.0") if server.takes_ipv4_too(bind) else (bind,):  # noqa: S104
+            print(f"serves {url(address, server.port, tls=False)}")
+            if server.tls:
+                print(f"serves {url(address, server.tls.port, tls=True)}")
     certificates = [f"certificate {name}" for name in config.certified_publishers]
     print(f"publishers: {', '.join([*map(str, clients.payloaders), *certificates]) or 'nobody'}")
     print(f"backlog: {shown_backlog(server.backlog)}")

@@ -2,6 +2,7 @@
 
 An event runs through these modules in this order:
 
+    listening       what is accepted, within the limits, TLS or not
     http            aiohttp's connections, and what of a request has nothing to do with events
     access          who is asking: networks, certificates, trusted proxies
     web_pages       which web pages a browser may publish for

@@ -6,7 +6,6 @@ handed to whoever Answers, and so is what aiohttp cannot parse.
 
 import asyncio
 import logging
-import os
 from asyncio.sslproto import SSLProtocol
 from functools import partial
 from itertools import chain
@@ -18,22 +17,18 @@ from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
-from core import __version__
-from core.access import UNIX, Networks, plain_address
+from core.access import Networks
 from core.body import too_large
-from core.connections import Connections, Place, most_connections
-from core.errors import Refused, StartError
+from core.connections import SURPLUS_TIMEOUT, Connections, Place, room_for_connections
+from core.errors import Refused
 from core.quick import MAX_SIZE, is_plain_publish
 from core.settings import ServerConfig
 from core.store import Accepted
 from core.stream import Stream
 
-log = logging.getLogger("pypubsub")
-
 NO_HEAD = b"\0\r\n\r\n"  # ends a request's head wherever that is, as one that cannot be parsed
 HEAD_TOO_LARGE = "head_too_large"  # a reason to count by
 IDLE_TIMEOUT = 75.0  # seconds a connection may be idle between two requests
-SURPLUS_TIMEOUT = 2.0  # seconds that a surplus connection has for its request's head
 MAX_TARGET = 8190  # bytes of a request's target: its path and query
 MAX_FIELD = 8192  # bytes of a header field; not MAX_TARGET, by which malformed() tells the two apart
 MAX_FIELDS = 128  # header fields
@@ -86,17 +81,19 @@ class Connection(web.RequestHandler):
         "held",
         "http",
         "may_be_chunked",
+        "opened",
         "peer",
         "place",
         "taking",
         "wanted",
     )
 
-    def __init__(self, http: "HttpServer", **settings: Any) -> None:
+    def __init__(self, http: "HttpServer", peer: str | None, place: Place, **settings: Any) -> None:
         super().__init__(http, **settings)
         self.http = http
-        self.place: Place = "admitted"  # or which limit it is beyond
-        self.peer: str | None = None  # an address, "unix", or None if the client left before it could be seen
+        self.peer = peer  # an address, "unix", or None if not known
+        self.place = place  # "admitted", or which limit it is beyond
+        self.opened = False  # whether connection_made() was called: not before a TLS handshake has ended
         self.head_timer: asyncio.TimerHandle | None = None  # while a request's head is to come
         self.head_size = 0  # bytes of an incomplete head that have come
         self.body: StreamReader | None = None  # of the last request, if it had not all come with its head
@@ -110,19 +107,9 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
-        peername = transport.get_extra_info("peername")
-        if isinstance(peername, tuple):
-            self.peer = plain_address(peername[0])
-        elif peername is not None:
-            self.peer = UNIX
-        self.place = self.http.limits.enter(self.peer)
+        self.opened = True
         super().connection_made(transport)
-        if self.place == "closed" and self.transport is not None:
-            if refused := self.http.limits.refusal(self.place):
-                self.http.answers.note_refusal(refused, "a connection, without an answer,", self.peer)
-            self.transport.abort()
-        else:
-            self._expect_head()
+        self._expect_head()
 
     def data_received(self, data: bytes) -> None:
         """Something has come: heads of requests, a part of one, a part of a body."""
@@ -378,15 +365,17 @@ class HttpServer(web.Server):
         self.answers = answers
         self.settings = settings
         self.limits = Connections(
-            most_connections(settings.max_connections, files_of_others),
+            *room_for_connections(settings.max_connections, files_of_others),
             settings.max_connections_per_address,
             Networks(settings.trusted_proxies),
         )
 
-    def __call__(self) -> Connection:
-        """A new connection (asyncio's protocol factory)."""
+    def connection(self, peer: str | None, place: Place) -> Connection:
+        """What serves a connection that has been counted."""
         return Connection(
             self,
+            peer,
+            place,
             loop=self._loop,
             keepalive_timeout=IDLE_TIMEOUT,
             lingering_time=LINGER,
@@ -399,25 +388,10 @@ class HttpServer(web.Server):
             access_log_class=AccessLog,
         )
 
-
-class TcpSite(web.TCPSite):
-    """aiohttp's, with a bound on TLS handshakes: asyncio's of 60 seconds is for links that are very slow."""
-
-    handshake_timeout: float | None = None  # seconds; None where there is no TLS
-
-    async def start(self) -> None:
-        """Listen. Raises OSError, and ValueError for a name that is none."""
-        await web.BaseSite.start(self)
-        assert self._runner.server is not None  # noqa: S101 (it is set up before it gets a site)
-        self._server = await asyncio.get_running_loop().create_server(
-            self._runner.server,
-            self._host,
-            self._port,
-            ssl=self._ssl_context,
-            backlog=self._backlog,
-            ssl_handshake_timeout=self.handshake_timeout,
-        )
-        self._bound_port = self._server.sockets[0].getsockname()[1]
+    def turned_away(self, peer: str | None, place: Place) -> None:
+        """Count and log a connection that is closed without an answer."""
+        if refused := self.limits.refusal(place):
+            self.answers.note_refusal(refused, "a connection, without an answer,", peer)
 
 
 def malformed(status: int, error: BaseException | None, message: str) -> Refused:
@@ -492,22 +466,3 @@ def continue_if_expected(request: web.BaseRequest) -> None:
         raise Refused(417, "Expect: only 100-continue is known here")
     if request.transport is not None and not request.content.is_eof():
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-def url(bind: str, port: int, *, tls: bool) -> str:
-    """How an address and a port are written."""
-    return f"{'https' if tls else 'http'}://{f'[{bind}]' if ':' in bind else bind}:{port}"
-
-
-async def start_site(site: web.TCPSite | web.UnixSite, where: str) -> None:
-    """Listen. Raises StartError."""
-    try:
-        await site.start()
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error
-        raise StartError(f"cannot listen on {where}: {reason}") from error
-    except ValueError as error:  # a name that cannot be looked up, or a NUL in it
-        raise StartError(f"cannot listen on {where}: {error}") from error
-    if isinstance(site, web.TCPSite):
-        where = f"{where.rpartition(':')[0]}:{site.port}"  # the kernel's choice where it was 0
-    log.info("PyPubSub %s serves %s", __version__, where)

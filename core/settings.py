@@ -4,6 +4,7 @@ What each key means to an operator stands in pypubsub.yaml.
 """
 
 import re
+from ipaddress import AddressValueError, IPv6Address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,6 +40,13 @@ def _check_bind(value: str) -> str:
     if not value or value == "unix:" or not value.isprintable() or " " in value:
         raise ValueError("an address (0.0.0.0, ::), a host name or unix:/path")
     return value
+
+
+def _is_all_of_ipv6(value: str) -> bool:
+    try:
+        return IPv6Address(value).is_unspecified  # :: has other spellings
+    except AddressValueError:
+        return False
 
 
 def _check_line_size(value: int) -> int:
@@ -148,6 +156,10 @@ class ServerConfig(Section):
     cors_origins: tuple[Origin, ...] = ()
     hosts: tuple[HostName, ...] = ()  # beside addresses, localhost and the machine's own names
     access_log: StrictBool = False
+
+    def takes_ipv4_too(self, bind: str) -> bool:
+        """Whether an address of `bind` is all of IPv6, and takes IPv4 as well: no other takes that."""
+        return _is_all_of_ipv6(bind) and all(":" in other for other in self.bind)
 
 
 class LdapConfig(Section):

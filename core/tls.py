@@ -7,7 +7,6 @@ and leaves the one that is there.
 import ssl
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from core.errors import StartError
 from core.settings import TlsConfig
@@ -15,19 +14,6 @@ from core.settings import TlsConfig
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 # what OpenSSL says of a key that belongs to another certificate; the last if it is of another kind (RSA, EC)
 _KEY_OF_ANOTHER = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
-
-
-class CurrentContext(ssl.SSLContext):
-    """Stands in for the context that is current when a connection comes; each connection keeps its own.
-
-    asyncio, which is given this one, calls wrap_bio() for each connection and nothing else.
-    """
-
-    current: ssl.SSLContext
-
-    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
-        """The TLS side of a new connection."""
-        return self.current.wrap_bio(*arguments, **options)
 
 
 def tls_context(tls: TlsConfig) -> ssl.SSLContext:

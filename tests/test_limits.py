@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import re
+import resource
+import ssl
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from netaddr import IPNetwork
 from core.access import Networks
 from core.connections import MAX_SURPLUS, Connections
 from core.refusals import LINES_A_SECOND, Refusals
-from daemon import Daemon
+from daemon import Daemon, basic
 from test_tls import tls_daemon
 from wire import TIMEOUT
 
@@ -145,7 +148,7 @@ PAIRS = [
 @pytest.mark.parametrize(("first", "second", "counted"), PAIRS)
 def test_what_counts_as_one_address(first: str | None, second: str | None, counted: bool) -> None:
     """An IPv4 address, a /64 of IPv6; an exempt address, and what has none, is not counted."""
-    limits = Connections(10, 1, Networks([IPNetwork("198.51.100.0/24")]))
+    limits = Connections(10, 10, 1, Networks([IPNetwork("198.51.100.0/24")]))
     assert limits.enter(first) == "admitted"
     assert limits.enter(second) == ("connections_per_address" if counted else "admitted")
     if counted:
@@ -154,12 +157,29 @@ def test_what_counts_as_one_address(first: str | None, second: str | None, count
 
 
 async def test_surplus_connections_are_bounded_too(start_daemon: StartDaemon) -> None:
-    """One more than those who wait for their 503 is closed at once, and those admitted are served."""
+    """One more than those who wait for their 503 waits to be accepted, and is told when there is room."""
     server = start_daemon({"server": {"max_connections": 1}})
+    async with connected(server) as first, contextlib.AsyncExitStack() as stack:
+        assert await first.put() == 202
+        surplus = [await stack.enter_async_context(connected(server)) for _ in range(MAX_SURPLUS)]
+        last = await stack.enter_async_context(connected(server))
+        await server.until_logged(f"cannot accept connections: there are 1, and {MAX_SURPLUS} more")
+        assert await first.put() == 202
+        surplus[0].writer.close()
+        assert await last.put() == 503
+
+
+async def test_an_address_beyond_its_limit_keeps_nobody_waiting(start_daemon: StartDaemon) -> None:
+    """Its surplus connections are bounded: one more is closed at once, and others are admitted."""
+    server = start_daemon({"server": {"max_connections_per_address": 1}})
     async with contextlib.AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(connected(server)) for _ in range(MAX_SURPLUS + 2)]
-        assert await clients[-1].rest() == b""
-        assert await clients[0].put() == 202
+        for _ in range(MAX_SURPLUS + 1):
+            await stack.enter_async_context(connected(server))
+        last = await stack.enter_async_context(connected(server))
+        assert await last.rest() == b""
+        await server.until_logged("refused a connection, without an answer, from 127.0.0.1: 429 ")
+        async with connected(server, "127.0.0.2") as other:
+            assert await other.put() == 202
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -173,14 +193,163 @@ async def test_more_connections_than_open_files_do_no_harm(start_daemon: StartDa
             writer.write(PUT)
             assert b" 202 " in await reader.readline()
             await reader.readuntil(b"accepted\n")
-    if loop == "asyncio":  # uvloop hangs up on those it cannot accept, and tells nobody
-        await server.until_logged("cannot accept connections: Too many open files")
+    await server.until_logged("cannot accept connections: there are 12, and 4 more to be refused")
     for _, writer in connections:
         writer.close()
     while (await server.request("HEAD", "/")).status != 204:
         pass
     assert len(server.log) < 200
     assert not any("Traceback" in line for line in server.log)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_everybody_is_told_who_is_too_many_for_the_open_files(
+    start_daemon: StartDaemon, loop: str
+) -> None:
+    """However many come at once: nobody is closed without a byte."""
+    server = start_daemon(files=160, options=["--loop", loop])
+    admitted = int(server.logged("the limit of open files allows for ").split()[-2])
+    async with contextlib.AsyncExitStack() as stack:
+        first = [await stack.enter_async_context(connected(server)) for _ in range(admitted)]
+        assert {await client.put() for client in first} == {202}
+        surplus = [await stack.enter_async_context(connected(server)) for _ in range(200)]
+        assert set(await asyncio.gather(*(client.put() for client in surplus))) == {503}
+        assert await first[0].put() == 202
+
+
+def files_of(server: Daemon) -> int:
+    """How many it has open."""
+    return len(list(Path(f"/proc/{server.pid}/fd").iterdir()))
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_the_log_says_that_no_connection_can_be_accepted(start_daemon: StartDaemon, loop: str) -> None:
+    """With the kernel's reason, once; what waits is served when it is over, and the log says that too."""
+    server = start_daemon(options=["--loop", loop])
+    async with connected(server) as first:
+        assert await first.put() == 202
+        usual = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+        open_files = files_of(server)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (open_files, usual[1]))
+        async with connected(server) as waiting:
+            await server.until_logged("cannot accept connections: Too many open files")
+            assert await first.put() == 202
+            resource.prlimit(server.pid, resource.RLIMIT_NOFILE, usual)
+            assert await waiting.put() == 202
+        await server.until_logged("connections are accepted again")
+    assert sum("cannot accept" in line for line in server.log) == 1
+
+
+def test_a_limit_of_open_files_that_leaves_none_for_connections_stops_the_start(tmp_path: Path) -> None:
+    """One line: what it is, and what it should be."""
+    server = Daemon(tmp_path, files=40)
+    with pytest.raises(AssertionError, match=r"the limit of open files \(ulimit -n\) is 40: expected 53 or"):
+        server.start()
+    assert server.wait() == 1
+
+
+# Connections over TLS
+
+
+async def silent(port: int, number: int, address: str) -> list[asyncio.StreamWriter]:
+    """Connections to a TLS port whose handshakes never begin."""
+    return [
+        (await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0)))[1] for _ in range(number)
+    ]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_tls_handshakes_are_within_every_limit(
+    start_daemon: StartDaemon, tmp_path: Path, loop: str
+) -> None:
+    """Silent sockets from one address take neither the places of others nor the server's own files."""
+    limits = {"max_connections": 40, "max_connections_per_address": 5, "head_timeout": "1h"}
+    daemon = partial(start_daemon, files=150, acl={"alice": {"password": "secret"}}, options=["--loop", loop])
+    server, port, context = tls_daemon(daemon, tmp_path, limits)
+    silent_ones = await silent(port, 300, "127.0.0.2")
+    async with server.subscriber("/a", basic("alice")) as stream:
+        await server.until_logged("refused a connection, without an answer, from 127.0.0.2: 429 ")
+        assert await server.reload({"bob": {"password": "secret"}})
+        await stream.rest()
+    assert (await server.put("/a", {})).status == 202
+    assert await (await tls_connection(port, context)).put() == 202
+    assert files_of(server) <= 150
+    assert not any("Too many open files" in line for line in server.log)
+    for writer in silent_ones:
+        writer.close()
+
+
+async def tls_connection(port: int, context: ssl.SSLContext, address: str = "127.0.0.1") -> Client:
+    """A connection whose handshake has ended."""
+    async with asyncio.timeout(TIMEOUT):
+        connection = asyncio.open_connection("127.0.0.1", port, ssl=context, local_addr=(address, 0))
+        return Client(*await connection)
+
+
+async def test_a_surplus_connection_is_told_over_tls(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    """429 or 503, as over the other port: each counts on both."""
+    limits = {"max_connections": 3, "max_connections_per_address": 1, "head_timeout": "1h"}
+    server, port, context = tls_daemon(start_daemon, tmp_path, limits)
+    first = await tls_connection(port, context)
+    assert await first.put() == 202
+    assert await (await tls_connection(port, context)).put() == 429
+    async with connected(server) as plain:
+        assert await plain.put() == 429
+    others = await silent(port, 1, "127.0.0.2") + await silent(port, 1, "127.0.0.3")
+    assert await (await tls_connection(port, context, "127.0.0.4")).put() == 503
+    assert await first.put() == 202
+    for writer in others:
+        writer.close()
+
+
+async def test_a_surplus_handshake_that_does_not_end_is_given_up_soon(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """It has not the time that others have."""
+    limits = {"max_connections": 1, "head_timeout": "1h"}
+    server, port, _ = tls_daemon(start_daemon, tmp_path, limits)
+    async with connected(server) as first:
+        assert await first.put() == 202
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(TIMEOUT):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_handshake_that_fails_leaves_its_place(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    """As one that ended does when its client hangs up."""
+    server, port, context = tls_daemon(start_daemon, tmp_path, {"max_connections": 1})
+    for _ in range(3):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"no TLS at all\r\n\r\n")
+        async with asyncio.timeout(TIMEOUT):
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+        writer.close()
+        async with asyncio.timeout(TIMEOUT):
+            while await (client := await tls_connection(port, context)).put() != 202:
+                client.writer.close()
+        client.writer.close()
+    await until_served(server)
+    assert not any("Error" in line or "Traceback" in line for line in server.log)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_a_handshake_does_not_hold_up_a_stop(
+    start_daemon: StartDaemon, tmp_path: Path, loop: str
+) -> None:
+    """It is cut off."""
+    daemon = partial(start_daemon, options=["--loop", loop])
+    server, port, _ = tls_daemon(daemon, tmp_path, {"head_timeout": "1h", "max_connections": 1})
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with connected(server) as surplus:
+        assert await surplus.put() == 503  # by then the handshake is waited for
+    assert await asyncio.to_thread(server.stop) == 0
+    async with asyncio.timeout(TIMEOUT):
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+    writer.close()
+    assert not any("Error" in line or "Traceback" in line for line in server.log)
 
 
 # Heads that come slowly, or never
