@@ -7,7 +7,9 @@ gone. What both need, and what plugins have to name, lives in core/.
 """
 
 from core.signals import hold_back_reloads, take_signals
+from core.standard_files import occupy
 
+occupy()  # before anything opens a file
 hold_back_reloads()  # before anything that takes time
 
 import argparse
@@ -28,7 +30,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http import HttpVersion11, RawRequestMessage
 
-from core import __version__
+from core import __version__, logs
 from core.access import UNIX, CertificateNames, Networks, publisher_address
 from core.authentication import Authentication
 from core.body import inflate, too_large
@@ -131,7 +133,7 @@ class Server:
         """Serve until a signal says to stop. Raises StartError."""
         loop = asyncio.get_running_loop()
         log.debug("event loop: %s", type(loop).__module__.partition(".")[0])
-        take_signals(loop, self._on_stop_signal, self._on_reload_signal)
+        take_signals(loop, self._on_stop_signal, leave_at_once, self._on_reload_signal)
         await self._runner.setup()
         try:
             await self._intake.open()
@@ -166,10 +168,6 @@ class Server:
         log.info("stopped")
 
     def _on_stop_signal(self, number: signal.Signals) -> None:
-        if self._stop.is_set():
-            log.warning("%s again: leaving at once", number.name)
-            logging.shutdown()
-            os._exit(1)
         log.info("%s: stopping, with %d subscribers", number.name, len(self._fanout))
         self._stop.set()
 
@@ -672,6 +670,13 @@ def no_right_to(secured: frozenset[str]) -> Refused:
     return Refused(403, f"these credentials give no right to publish on {', '.join(sorted(secured))}")
 
 
+def leave_at_once(number: signal.Signals) -> None:
+    """End the process, whatever is under way."""
+    log.warning("%s again: leaving at once", number.name)
+    logs.write_last_lines()
+    os._exit(1)
+
+
 async def happens(event: asyncio.Event, within: float) -> bool:
     """Wait for an event, up to so many seconds. Whether it came."""
     try:
@@ -838,7 +843,6 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.hash_password:
         return print_hash()
-    logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         config, users, warnings = load_all(arguments.config, arguments.acl)
     except ConfigError as error:
@@ -846,6 +850,7 @@ def main() -> int:
         return 1 if arguments.check else 2
     if arguments.check:
         return check(config, users, warnings)
+    logs.begin(arguments.log_level)
     for warning in warnings:
         log.warning("%s", warning)
     try:

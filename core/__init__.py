@@ -41,6 +41,8 @@ Beside that road:
     settings        pypubsub.yaml, and its sections `server` and `clients`
     sqs_settings    its section `sqs`
     signals         what asks for a stop or a reload, passed on to the loop
+    logs            the log, which waits for nobody who should read it
+    standard_files  the descriptors 0, 1 and 2
     unix_socket     sockets in the file system
     tls             the server's certificate, and whom it believes those of clients
     config          reading a YAML file into such sections, with errors that teach

@@ -1,6 +1,7 @@
 """The daemon under test. With PYPUBSUB_NO_SKIP set, as in CI, a test that skips has failed."""
 
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ from daemon import Acl, Daemon
 from slapd import Slapd
 
 pytest.register_assert_rewrite("documents", "installation")  # where tests' own assertions stand
-os.environ.pop("PYTHONUNBUFFERED", None)  # programs under test run as they do elsewhere
+# programs under test run as they do elsewhere
+os.environ.pop("PYTHONUNBUFFERED", None)
+for ignored in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # which Python ignores itself
+    if signal.getsignal(ignored) is signal.SIG_IGN:  # as a shell does for what runs in the background
+        signal.signal(ignored, signal.default_int_handler if ignored == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,17 +2,19 @@
 
 import asyncio
 import base64
+import contextlib
 import copy
 import json
 import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,6 +108,31 @@ class Daemon:
         threading.Thread(target=self._read_log, args=(self._process, self._lines), daemon=True).start()
         line = self.logged("serves http://.*:[0-9]+$")
         self.port = self.config["server"]["port"] = int(line.rpartition(":")[2])
+
+    def start_unheard(
+        self, stderr: int | None = None, closed: Iterable[int] = (), before: Sequence[str] = ()
+    ) -> None:
+        """Start it with another stderr, or with standard descriptors closed: it listens when it answers.
+
+        before: a command that runs it.
+        """
+        self.config["server"].setdefault("port", self.port)
+        self.config_path.write_text(yaml.safe_dump(self.config))
+        closing = " ".join(f"{number}>&-" for number in closed)
+        self._process = subprocess.Popen(
+            ["sh", "-c", f'exec "$@" {closing}', "sh", *before, *self.command, *self.options],
+            cwd=self.cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if stderr is None else stderr,
+            text=True,
+        )
+        while self.running:
+            with contextlib.suppress(ConnectionRefusedError), socket.socket() as client:
+                client.connect(("127.0.0.1", self.port))
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"the daemon ended with {self._process.returncode}")
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 20) -> int:
         """End it by a signal; its exit status."""

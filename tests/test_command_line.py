@@ -393,9 +393,38 @@ async def test_a_second_signal_ends_it_at_once(start_daemon: StartDaemon) -> Non
         await reader.readuntil(b"\r\n\r\n")
     server.signal(signal.SIGTERM)
     await server.until_logged("SIGTERM: stopping")
-    server.signal(signal.SIGTERM)
-    assert await asyncio.to_thread(server.wait) == 1
+    assert await asyncio.to_thread(end_of, server, signal.SIGTERM) == 1
+    await server.until_logged("SIGTERM again: leaving at once")
     writer.close()
+
+
+async def test_two_stops_at_once_count_as_one(start_daemon: StartDaemon) -> None:
+    """`timeout` sends one to the process, and one to its group: what is under way is not cut off by that."""
+    server = start_daemon({"server": {"drain_timeout": "1h"}})
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+    async with asyncio.timeout(10):
+        await reader.readuntil(b"\r\n\r\n")
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        server.signal(number)
+    await server.until_logged(": stopping")
+    while await connects(server.port):
+        pass
+    writer.write(b"{}")
+    async with asyncio.timeout(10):
+        assert b" 202 " in await reader.readline()
+    assert await asyncio.to_thread(server.wait) == 0
+    assert not any("leaving" in line for line in server.log)
+    writer.close()
+
+
+def test_a_signal_that_means_nothing_here_is_not_the_end(start_daemon: StartDaemon) -> None:
+    """SIGUSR1, which other servers reload or open their logs by."""
+    server = start_daemon()
+    server.signal(signal.SIGUSR1)
+    server.signal(signal.SIGHUP)
+    server.logged("SIGHUP: reloading")
+    assert server.stop() == 0
 
 
 @pytest.mark.parametrize(
