@@ -153,8 +153,8 @@ class Listeners:
                 await connect(
                     ssl=context, ssl_handshake_timeout=SURPLUS_TIMEOUT, ssl_shutdown_timeout=SURPLUS_TIMEOUT
                 )
-        except OSError:
-            log.debug("a connection from %s was not opened", peer, exc_info=True)
+        except OSError as error:
+            log.debug("a connection from %s was not opened: %s", peer, error)
         finally:
             if not connection.opened:
                 self._http.limits.leave(peer, place)

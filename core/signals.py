@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 STOPS = {signal.SIGTERM, signal.SIGINT}
 RELOADS = {signal.SIGHUP, signal.SIGUSR2}
-TOGETHER = (
-    1.0  # seconds within which stops count as one: `timeout` sends one to the process, one to its group
-)
+TOGETHER = 1.0  # seconds within which stops count as one: `timeout` signals the process, and its group
 
 Act = Callable[[signal.Signals], None]
 

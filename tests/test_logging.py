@@ -267,11 +267,22 @@ def test_a_stderr_that_does_not_block_gets_every_line(pipe: Pipe) -> None:
     """A program that shares it may have made it so: that is no reason to lose lines."""
     flags = fcntl.fcntl(pipe.write_end, fcntl.F_GETFL)
     fcntl.fcntl(pipe.write_end, fcntl.F_SETFL, flags | os.O_NONBLOCK)
-    program = "import logging\nfor number in range(3000): logging.info('%0100d', number)"
+    program = (
+        "import logging\n"
+        "from core import logs\n"
+        "logs.begin('INFO')\n"
+        "for number in range(3000): logging.info('%0100d', number)\n"
+        "print('logged', flush=True)\n"
+        "import sys\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program]
     with subprocess.Popen(
-        [sys.executable, "-c", f"from core import logs\nlogs.begin('INFO')\n{program}"],
-        cwd=ROOT,
-        stderr=pipe.write_end,
-    ):
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=pipe.write_end
+    ) as process:
+        assert process.stdout
+        assert process.stdin
+        process.stdout.readline()  # by then the pipe is full
+        process.stdin.close()
         lines = pipe.lines()
     assert [int(line.rpartition(" ")[2]) for line in lines] == list(range(3000))

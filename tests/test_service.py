@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from core.connections import FILES_OF_OUR_OWN, MAX_SURPLUS
 from core.settings import Config
 from daemon import ROOT, Daemon
 from installation import UNIT, install, service_of
@@ -63,5 +64,6 @@ def test_it_runs_as_the_user_that_the_readme_creates() -> None:
 
 
 def test_it_may_open_a_file_for_each_connection() -> None:
-    """The limit of open files is above the default of server.max_connections."""
-    assert int(service_of(UNIT)["LimitNOFILE"]) > Config().server.max_connections + 100
+    """And for those that it refuses, beside its own."""
+    connections = Config().server.max_connections + MAX_SURPLUS
+    assert int(service_of(UNIT)["LimitNOFILE"]) > connections + FILES_OF_OUR_OWN
