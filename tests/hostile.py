@@ -1,4 +1,4 @@
-"""What a request costs the daemon: its CPU time, by the kernel's account, and its memory."""
+"""Hostile requests, and what they cost the daemon: its CPU time, by the kernel's account, and its memory."""
 
 import contextlib
 import ctypes
@@ -118,3 +118,9 @@ def cost(
             statuses |= {client.ask(sent) for _ in range(repetitions)}
             least = min(least, (cpu_seconds(server.pid) - before) / repetitions)
     return least, statuses
+
+
+def chunks(body: bytes, size: int, extension: bytes = b"") -> bytes:
+    """A body in chunks of so many bytes."""
+    pieces = (body[start : start + size] for start in range(0, len(body), size))
+    return b"".join(b"%x%s\r\n%s\r\n" % (len(piece), extension, piece) for piece in pieces) + b"0\r\n\r\n"

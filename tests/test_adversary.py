@@ -136,6 +136,8 @@ GARBAGE: dict[str, list[bytes]] = {
     "a surrogate": [credentials(b"alice\xed\xa0\x80")],
     "beyond Unicode": [credentials(b"alice\xf5\x80\x80\x80")],
     "a cut-off character": [credentials(b"alice\xc3")],
+    "a user of 256 bytes": [credentials("alice" + "x" * 251)],
+    "a user of 86 long characters": [credentials("\ufdfa" * 86)],
 }
 METHODS = ["GET", "PUT", "POST"]
 
@@ -223,7 +225,7 @@ NAMES = [
         "ZOË",
         "ﬁle",
         "file alice",
-        "x" * 5000,
+        "x" * 255,
     ),
 ]  # some with Cyrillic, fullwidth, dotless, superscript and combining letters
 

@@ -33,7 +33,7 @@ from core.login import alike
 from core.quick import is_plain_publish
 from core.topics import parse_publish_path, parse_subscription
 from daemon import Daemon
-from hostile import Client, cost, resident
+from hostile import Client, chunks, cost, resident
 from wire import TIMEOUT
 
 MOST = 10  # times a plain refused PUT
@@ -160,12 +160,6 @@ TARGETS = {
     "a host with users": b"http://" + b"@" * 8000 + b"/x",
     "a long port": b"http://a:" + b"1" * 8000 + b"/x",
 }
-
-
-def chunks(body: bytes, size: int, extension: bytes = b"") -> bytes:
-    """A body in chunks of so many bytes."""
-    pieces = (body[start : start + size] for start in range(0, len(body), size))
-    return b"".join(b"%x%s\r\n%s\r\n" % (len(piece), extension, piece) for piece in pieces) + b"0\r\n\r\n"
 
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
