@@ -21,6 +21,7 @@ from core.access import Networks
 from core.body import too_large
 from core.connections import SURPLUS_TIMEOUT, Connections, Place, room_for_connections
 from core.errors import Refused
+from core.quick import MAX_HEAD as MAX_PLAIN_HEAD
 from core.quick import MAX_SIZE, is_plain_publish
 from core.settings import ServerConfig
 from core.store import Accepted
@@ -217,7 +218,9 @@ class Connection(web.RequestHandler):
         ):
             return False
         message, payload = self._messages[0]
-        if not (isinstance(message, RawRequestMessage) and payload.is_eof() and is_plain_publish(message)):
+        if not (isinstance(message, RawRequestMessage) and payload.is_eof()):
+            return False
+        if size - payload.total_bytes > MAX_PLAIN_HEAD or not is_plain_publish(message):
             return False
         body = payload.read_nowait()
         taken = self.http.answers.publish_at_once(self.peer, message, body)

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Protocol
 
 MAX_SIZE = 64 * 1024  # bytes of head and body together
-_LONGEST_REMEMBERED = 200  # bytes of a field's value
+MAX_HEAD = 1024  # bytes of the head alone, since its fields are remembered
 _PLAIN_FIELDS = frozenset(
     {b"accept", b"accept-encoding", b"accept-language", b"connection", b"content-length", b"content-type"}
     | {b"host", b"user-agent"}
@@ -52,12 +52,8 @@ def is_plain_publish(message: Head) -> bool:
     )
 
 
-def _is_plain_field(field: tuple[bytes, bytes]) -> bool:
-    return len(field[1]) <= _LONGEST_REMEMBERED and _is_plain_short_field(field)
-
-
 @lru_cache(1000)  # they are the same again and again
-def _is_plain_short_field(field: tuple[bytes, bytes]) -> bool:
+def _is_plain_field(field: tuple[bytes, bytes]) -> bool:
     name, value = field[0].lower(), field[1].lower()
     if name == b"accept":
         return b"json" not in value
