@@ -311,8 +311,7 @@ class Connection(web.RequestHandler):
 
         The task that handles the request is cancelled at its next await.
         """
-        paused = self.writing_paused
-        stream = Stream(writing_paused=paused, left=partial(self.http.limits.leave, self.peer, self.place))
+        stream = Stream(self.http.limits, self.peer, self.place, writing_paused=self.writing_paused)
         self.handed_over = True
         self.transport = None  # lest aiohttp close it
         transport.set_protocol(stream)

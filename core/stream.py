@@ -7,19 +7,23 @@ is taken from aiohttp, which would hold the request, its answer and two tasks fo
 import asyncio
 from collections.abc import Callable, Coroutine
 
+from core.connections import Connections, Place
+
 
 class Stream(asyncio.Protocol):
     """What asyncio tells of such a connection; what a reader sends is dropped.
 
-    left: called when the connection is gone.
+    limits, peer, place: where it counts until it is gone.
     """
 
-    __slots__ = ("_drained", "_left", "_task", "on_lost", "writing_paused")
+    __slots__ = ("_drained", "_limits", "_peer", "_place", "_task", "on_lost", "writing_paused")
 
-    def __init__(self, *, writing_paused: bool, left: Callable[[], None]) -> None:
+    def __init__(self, limits: Connections, peer: str | None, place: Place, *, writing_paused: bool) -> None:
         self.writing_paused = writing_paused
         self.on_lost: Callable[[], None] | None = None  # called before the socket is closed
-        self._left = left
+        self._limits = limits
+        self._peer = peer
+        self._place = place
         self._drained: asyncio.Future[None] | None = None  # while drain() waits
         self._task: asyncio.Task[None] | None = None
 
@@ -52,7 +56,7 @@ class Stream(asyncio.Protocol):
         if self.on_lost:
             self.on_lost()
             self.on_lost = None
-        self._left()
+        self._limits.leave(self._peer, self._place)
         if self._task:
             self._task.cancel()
             self._task = None

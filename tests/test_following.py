@@ -6,6 +6,8 @@ import random
 import socket
 from collections.abc import AsyncIterator, Callable
 
+from core.access import Networks
+from core.connections import Connections
 from core.fanout import Fanout
 from core.following import Follower, Surroundings, shared_parts
 from core.framing import Wire, bare, chunked
@@ -70,7 +72,7 @@ class Crowd:
         """Another one, who reads all of it, and what it gets. Its replay ends at the head of its stream."""
         here, there = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=there, limit=2**20)
-        stream = Stream(writing_paused=False, left=lambda: None)
+        stream = Stream(Connections(1, 0, 0, Networks([])), None, "closed", writing_paused=False)
         here.setblocking(False)
         loop = asyncio.get_running_loop()
         transport, _ = await loop.connect_accepted_socket(lambda: stream, here)

@@ -13,7 +13,7 @@ import pytest
 from netaddr import IPNetwork
 
 from core.access import Networks
-from core.connections import MAX_SURPLUS, Connections
+from core.connections import MAX_SURPLUS, MIN_SURPLUS, Connections, room_for_connections
 from core.refusals import LINES_A_SECOND, Refusals
 from daemon import Daemon, basic
 from test_tls import tls_daemon
@@ -158,12 +158,12 @@ def test_what_counts_as_one_address(first: str | None, second: str | None, count
 
 async def test_surplus_connections_are_bounded_too(start_daemon: StartDaemon) -> None:
     """One more than those who wait for their 503 waits to be accepted, and is told when there is room."""
-    server = start_daemon({"server": {"max_connections": 1}})
+    server = start_daemon({"server": {"max_connections": 1}}, files=64)
     async with connected(server) as first, contextlib.AsyncExitStack() as stack:
         assert await first.put() == 202
-        surplus = [await stack.enter_async_context(connected(server)) for _ in range(MAX_SURPLUS)]
+        surplus = [await stack.enter_async_context(connected(server)) for _ in range(15)]
         last = await stack.enter_async_context(connected(server))
-        await server.until_logged(f"cannot accept connections: there are 1, and {MAX_SURPLUS} more")
+        await server.until_logged("cannot accept connections: there are 1, and 15 more to be refused")
         assert await first.put() == 202
         surplus[0].writer.close()
         assert await last.put() == 503
@@ -171,12 +171,10 @@ async def test_surplus_connections_are_bounded_too(start_daemon: StartDaemon) ->
 
 async def test_an_address_beyond_its_limit_keeps_nobody_waiting(start_daemon: StartDaemon) -> None:
     """Its surplus connections are bounded: one more is closed at once, and others are admitted."""
-    server = start_daemon({"server": {"max_connections_per_address": 1}})
+    server = start_daemon({"server": {"max_connections_per_address": 1}}, files=64)
     async with contextlib.AsyncExitStack() as stack:
-        for _ in range(MAX_SURPLUS + 1):
-            await stack.enter_async_context(connected(server))
-        last = await stack.enter_async_context(connected(server))
-        assert await last.rest() == b""
+        clients = [await stack.enter_async_context(connected(server)) for _ in range(1 + 4 + 1)]
+        assert await clients[-1].rest() == b""
         await server.until_logged("refused a connection, without an answer, from 127.0.0.1: 429 ")
         async with connected(server, "127.0.0.2") as other:
             assert await other.put() == 202
@@ -238,6 +236,27 @@ async def test_the_log_says_that_no_connection_can_be_accepted(start_daemon: Sta
             assert await waiting.put() == 202
         await server.until_logged("connections are accepted again")
     assert sum("cannot accept" in line for line in server.log) == 1
+
+
+# open files, server.max_connections, those of others -> connections that are admitted, and that are refused
+ROOM = [
+    (64, 50_000, 0, 12, MIN_SURPLUS),
+    (64, 50_000, 5, 7, MIN_SURPLUS),
+    (64, 5, 0, 5, 11),
+    (600, 200, 0, 200, 352),
+    (1024, 50_000, 0, 915, 61),
+    (65_536, 50_000, 0, 50_000, MAX_SURPLUS),
+    (resource.RLIM_INFINITY, 50_000, 0, 50_000, MAX_SURPLUS),
+]
+
+
+@pytest.mark.parametrize(("limit", "configured", "of_others", "admitted", "refused"), ROOM)
+def test_there_is_room_for_refusals_and_for_files(
+    monkeypatch: pytest.MonkeyPatch, limit: int, configured: int, of_others: int, admitted: int, refused: int
+) -> None:
+    """Whatever may be open: some connections are for refusals, and some files are no connections."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert room_for_connections(configured, of_others) == (admitted, refused)
 
 
 def test_a_limit_of_open_files_that_leaves_none_for_connections_stops_the_start(tmp_path: Path) -> None:
