@@ -98,6 +98,13 @@ def networks_of(address: str) -> tuple[str, ...]:
     return tuple(str(IPNetwork(f"{address}/{length}").cidr) for length in (64, 56, 48))
 
 
+def queues_of(address: str) -> tuple[str, ...]:
+    """Where an address waits in core.fair_line: networks, the widest first; of IPv4 also its /24."""
+    if "." in address and ":" not in address:
+        return (f"{address.rpartition('.')[0]}.0/24", address)
+    return networks_of(address)[::-1]
+
+
 def site_of(address: str) -> str:
     """What counts as one address: of IPv6 its /64, since one host may have all of that."""
     return networks_of(address)[0]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
-from core.access import networks_of, site_of
+from core.access import queues_of, site_of
 from core.attempts import Attempts, TooManyAttempts
 from core.errors import Refused
 from core.expiring import Expiring
@@ -101,7 +101,7 @@ class Authentication:
         task = self._under_way.get(credentials.digest)
         if task is None:
             counted = None if credentials.recognised else (address, user)
-            task = self._begin(replace(credentials, networks=networks_of(address)[::-1]), counted)
+            task = self._begin(replace(credentials, networks=queues_of(address)), counted)
         # shielded: others may wait for the same, and a guess that is taken back would not be counted
         return await asyncio.shield(task)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from core.access import networks_of
+from core.access import queues_of
 from core.fair_line import FairLine
 
 
@@ -43,7 +43,7 @@ class Crowd:
 
 def at(address: str) -> tuple[str, ...]:
     """The networks of an address, the widest first."""
-    return networks_of(address)[::-1]
+    return queues_of(address)
 
 
 async def test_so_many_have_a_turn_at_a_time() -> None:
@@ -73,7 +73,7 @@ async def test_sites_take_turns() -> None:
     crowd = Crowd()
     crowd.ask("has it")
     await crowd.settle()
-    came = [("a1", "192.0.2.1"), ("a2", "192.0.2.1"), ("b1", "::1"), ("b2", "::1"), ("c", "192.0.2.3")]
+    came = [("a1", "192.0.2.1"), ("a2", "192.0.2.1"), ("b1", "::1"), ("b2", "::1"), ("c", "198.51.100.1")]
     for name, address in came:
         crowd.ask(name, at(address))
     assert await crowd.serve_all() == ["has it", "a1", "b1", "c", "a2", "b2"]
@@ -87,6 +87,18 @@ async def test_an_ipv6_network_has_one_turn(network: str) -> None:
         crowd.ask(f"flood {n}", at(network.format(n)))
     crowd.ask("somebody", at("2001:db8:1::1"))
     assert (await crowd.serve_all()).index("somebody") <= 2
+
+
+async def test_neighbours_in_ipv4_have_one_turn_too() -> None:
+    """Who has many addresses mostly has those beside one another; each is served, if later."""
+    crowd = Crowd()
+    for n in range(1, 50):
+        crowd.ask(f"flood {n}", at(f"192.0.2.{n}"))
+    crowd.ask("neighbour", at("192.0.2.99"))
+    crowd.ask("somebody", at("198.51.100.1"))
+    served = await crowd.serve_all()
+    assert served.index("somebody") <= 2
+    assert len(served) == 51
 
 
 async def test_within_a_network_the_narrower_ones_take_turns() -> None:
