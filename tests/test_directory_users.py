@@ -369,6 +369,8 @@ async def test_a_log_in_that_cannot_be_answered_is_held_back(start_daemon: Start
     server = start_daemon(config)
     asking = asyncio.create_task(send(server, request(method, "/votes", authorization(written("alice")))))
     await server.until_logged("cannot be asked")
+    for _ in range(5):
+        await send(server, request("HEAD", "/"))  # in which an answer that is not held back would be given
     server.signal(signal.SIGTERM)
     await server.until_logged("SIGTERM: stopping")
     await server.until_logged(f"refused {method}")  # and not before
