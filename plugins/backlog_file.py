@@ -28,6 +28,8 @@ _VERSION = 1
 _LOCK_TIMEOUT = 2.0  # seconds that a lock of another program is waited for
 RESERVED_AHEAD = TICKS_PER_SECOND  # positions
 _LOG_SIZE = 16 * 1024**2  # bytes to which SQLite's log is cut back after a burst
+_LOG_GROWTH = 8 * 1024**2  # bytes: twice what SQLite lets come together before it moves them
+_LONGEST_LOG = 64 * 1024**2  # bytes that are no matter while another program reads
 _PRUNED_AT_ONCE = 1000  # so that no commit waits for long
 _MOST_ANSWERS = 1.1  # of those that are remembered: more only if writes have failed that would let go of some
 _INSERTED_AT_ONCE = (100, 10, 1)  # events in a statement
@@ -133,6 +135,8 @@ class BacklogFile:
         # whether a COMMIT has failed: its publishers were refused, but SQLite may find it in its log again
         self.has_failed = False
         self._wal_inode: int | None = None  # of the file beside it, once that is there
+        self._wal_size = 0  # bytes, before the last write
+        self._wal_size_seen = 0  # when it was last moved
         # by kind: the latest event that has left. It is known here before it is committed: a reader on whom
         # events leave asks after it has read, and must not believe that it has got all
         self.lost = dict.fromkeys(KINDS, NOTHING)
@@ -427,6 +431,24 @@ class BacklogFile:
         with self._reading() as connection:
             connection.execute("SELECT began_position FROM life").fetchone()
 
+    @property
+    def log_has_grown(self) -> bool:
+        """Whether SQLite's log is so much longer that moving it into the file may have failed."""
+        return self._wal_size > self._wal_size_seen + _LOG_GROWTH
+
+    def move_log(self) -> None:
+        """Move what is in SQLite's log into the file.
+
+        COMMIT does that too, now and then, but does not say so when it cannot.
+        """
+        wal = Path(f"{self._path}-wal")
+        with self._database_errors():
+            row = self._writing().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            _, pages, moved = row
+            self._wal_size_seen = self._wal_size = wal.stat().st_size if wal.exists() else 0
+            if moved < pages and self._wal_size > _LONGEST_LOG:
+                raise StoreError(f"{wal}: another program has been reading for long: {self._wal_size} bytes")
+
     def complete(self) -> None:
         """Move all into the one file, so that it can be given another name."""
         with self._database_errors():
@@ -502,13 +524,14 @@ class BacklogFile:
         wal = Path(f"{self._path}-wal")
         try:
             found = self._path.stat()
-            wal_inode = wal.stat().st_ino if self._wal_inode else None
+            wal_found = wal.stat() if self._wal_inode else None
         except OSError as error:
             raise StoreError(f"{error.filename}: {error.strerror}") from error
         if found.st_ino != self._inode:
             raise StoreError(f"{self._path}: has been replaced by another file")
-        if wal_inode != self._wal_inode:
+        if wal_found and wal_found.st_ino != self._wal_inode:
             raise StoreError(f"{wal}: has been replaced by another file")
+        self._wal_size = wal_found.st_size if wal_found else 0
         if not found.st_size:
             raise StoreError(f"{self._path}: has been emptied")
 

@@ -36,6 +36,7 @@ _SHARED_PAGES = 16
 _GROUP_EVENTS = 10_000  # with as many, or so many bytes, a group that is stored together is long enough
 _GROUP_BYTES = 8 * 1024**2
 _CLOCK_KEPT_EVERY = 60.0  # seconds
+_LOG_MOVED_EVERY = 60.0  # seconds, at least
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -99,9 +100,13 @@ class StoredBacklog(Backlog):
         self._reserved = {False: 0, True: 0}
         self._reservation = asyncio.Lock()
         self._can_write = _Ability("write", path, "publishers are refused")
+        self._can_move = _Ability(
+            "move what is stored from the -wal into the file", path, "nothing is lost, but the -wal grows"
+        )
         self._can_read = _Ability("read", path, "replays from it are refused or break off")
         self._remembered: Sequence[Remembered] = ()
         self._lived_before = 0.0  # seconds that the file has lived, beside those of the clock
+        self._log_moved = -math.inf  # when that was last tried: seconds that the file had lived
         self._clock_kept = 0.0  # when the file was last told: seconds that it had lived
 
     # A life
@@ -252,6 +257,18 @@ class StoredBacklog(Backlog):
                 self._can_write.works()
                 self._drop_lost()
                 await self._deliver_group(group)
+                if self._file.log_has_grown:
+                    await self._move_log()
+
+    async def _move_log(self) -> None:
+        """Have SQLite's log moved into the file, and say so when that fails."""
+        self._log_moved = self._lived()
+        try:
+            await self._in(self._writing, self._file.move_log)
+        except StoreError as error:
+            self._can_move.fails(error)
+        else:
+            self._can_move.works()
 
     def _next_group(self) -> list[_Waiting]:
         events = size = count = 0
@@ -304,6 +321,9 @@ class StoredBacklog(Backlog):
                 self._can_write.works()
         except StoreError as error:
             self._can_write.fails(error)
+        else:
+            if not self._can_move.there or lived >= self._log_moved + _LOG_MOVED_EVERY:
+                await self._move_log()
         self._drop_lost()
 
     def _oldest_kept(self) -> dict[str, float]:

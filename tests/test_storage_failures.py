@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -456,3 +456,51 @@ async def test_kill_9_while_the_file_is_made(storage: Path, start_daemon: StartD
     daemon = start_daemon(config(storage))
     assert await publish(daemon, 0) == 202
     assert [event["n"] for event in (await replay(daemon))[1]] == [0]
+
+
+# SQLite's log, which is moved into the file now and then
+
+
+@contextlib.asynccontextmanager
+async def failing_file(daemon: Daemon, storage: Path) -> AsyncIterator[None]:
+    """The database cannot be forced to the disk; its log can."""
+    failure = "inject=fsync,fdatasync:error=EIO"
+    strace = await asyncio.create_subprocess_exec(
+        *("strace", "-f", "-P", str(storage), "-e", "trace=fsync,fdatasync", "-e", failure),
+        *("-o", f"{storage}.trace", "-p", str(daemon.pid)),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert strace.stderr is not None
+    assert b"attached" in await strace.stderr.readline()
+    yield
+    strace.terminate()
+    await strace.communicate()
+
+
+async def test_a_log_that_cannot_be_moved_into_the_file(storage: Path, start_daemon: StartDaemon) -> None:
+    """It is told, once, and when it is over; publishers and readers notice nothing, and nothing is lost."""
+    large = {"server": {"max_payload_size": 500_000, "backlog": {"max_age": "80s"}}}
+    daemon = start_daemon(merged(config(storage), large))
+    filling = "x" * 450_000
+    count = 0
+
+    async def publish_until(pattern: str) -> str:
+        nonlocal count
+        told = asyncio.create_task(daemon.until_logged(pattern))
+        while not told.done():
+            assert (await daemon.put("/a", {"n": count, "filling": filling})).status == 202
+            count += 1
+        return await told
+
+    async with failing_file(daemon, storage):
+        line = await publish_until(" ERROR .*-wal")
+        assert str(storage) in line
+        for _ in range(5):
+            assert (await daemon.put("/a", {"n": count, "filling": filling})).status == 202
+            count += 1
+        assert await numbers(daemon) == list(range(count))
+    await publish_until(f"INFO pypubsub.backlog: can move .*-wal.*{storage}")
+    assert len(with_level(daemon, "ERROR")) == 1
+    await asyncio.to_thread(daemon.stop, signal.SIGKILL)
+    daemon.start()
+    assert await numbers(daemon) == list(range(count))
