@@ -31,6 +31,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from core import intake as intake_module
 from core import store as store_module
+from core.access import Networks
+from core.connections import Connections
 from core.cursor import TICKS_PER_SECOND, Mark, Stamps, position_of, stamp_at
 from core.event import Event
 from core.fanout import Fanout
@@ -61,6 +63,7 @@ RIGHTS = [
     Rights(frozenset({EVERY_EVENT})),
 ]
 PING = b"ping\n"
+NO_LIMITS = Connections(1, 0, 0, Networks([]))
 BUFFER = 3000  # bytes that may wait for a reader
 FILLINGS = (0, 0, 1500)  # bytes, of which a few events fill a socket
 
@@ -474,7 +477,7 @@ class Machine(RuleBasedStateMachine):
         reader.head, reader.verdict = now.position, placement.verdict
         self.cursors.append(now.cursor)
         reader.must_be_complete = self.must_be_complete(reader)
-        stream = Stream(writing_paused=False, left=lambda: None)
+        stream = Stream(NO_LIMITS, None, "closed", writing_paused=False)
         transport, _ = await self.loop.connect_accepted_socket(lambda: stream, reader.served)
         subscriber = Subscriber("", reader.subscription, bare, transport, stream, stream.drain, BUFFER)
         subscriber.rights = rights

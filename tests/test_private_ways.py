@@ -27,7 +27,7 @@ from core.subscriber import Subscriber
 from core.topics import EVERYTHING, publish_path
 from plugins.backlog import Backlog
 from plugins.backlog_storage import StoredBacklog
-from test_model import Thread
+from test_model import NO_LIMITS, Thread
 
 PING = b"ping\n"
 
@@ -87,7 +87,7 @@ class World:
             steps.append("need not wait for anything")
             placement = await self.store.place(asked, Mark(now.position, now.timestamp), private=False)
             steps.append(f"is told {placement.verdict}")
-            stream = Stream(writing_paused=False, left=lambda: None)
+            stream = Stream(NO_LIMITS, None, "closed", writing_paused=False)
             loop = asyncio.get_running_loop()
             transport, _ = await loop.connect_accepted_socket(lambda: stream, here)
             subscriber = Subscriber("", EVERYTHING, bare, transport, stream, stream.drain, 2**20)
