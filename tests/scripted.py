@@ -1,6 +1,7 @@
 """A web server that does as it is told: each connection plays a script of bytes, and ends as that says."""
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import struct
@@ -23,7 +24,15 @@ class Do(Enum):
     BREATHE = auto()  # a moment, so that what follows comes in a packet of its own
 
 
-Script = Sequence[bytes | Do]
+class Forever(NamedTuple):
+    """The same bytes again and again, with so many seconds between them, until the client leaves."""
+
+    content: bytes
+    pause: float = 0.0
+
+
+Step = bytes | Do | Forever | asyncio.Event  # an event: nothing, until the test sets it
+Script = Sequence[Step]
 
 
 class Request(NamedTuple):
@@ -54,7 +63,7 @@ def answer(status: str, body: bytes = b"", headers: str = "") -> bytes:
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body
 
 
-def byte_by_byte(content: bytes) -> list[bytes | Do]:
+def byte_by_byte(content: bytes) -> list[Step]:
     """The script that sends each byte as a chunk and a packet of its own."""
     return [step for n in range(len(content)) for step in (chunk(content[n : n + 1]), Do.BREATHE)]
 
@@ -107,7 +116,7 @@ class Scripted:
         return self.requests[number]
 
     async def left(self, number: int = 1) -> None:
-        """Wait until so many connections on HOLD were closed by the client."""
+        """Wait until so many connections on HOLD, or on a Forever, were closed by the client."""
         async with asyncio.timeout(TIMEOUT), self._changed:
             await self._changed.wait_for(lambda: self._left >= number)
 
@@ -137,17 +146,35 @@ class Scripted:
                 await writer.drain()
             elif step is Do.BREATHE:
                 await asyncio.sleep(0.002)
+            elif isinstance(step, asyncio.Event):
+                await step.wait()
+            elif isinstance(step, Forever):
+                await repeat(step, writer)
+                await self._was_left()
+                return
             elif step is Do.HOLD:
                 await reader.read()
-                async with self._changed:
-                    self._left += 1
-                    self._changed.notify_all()
+                await self._was_left()
             elif step is Do.RESET:
                 reset_on_close(writer)
                 writer.transport.abort()
                 return
             else:
                 return
+
+    async def _was_left(self) -> None:
+        async with self._changed:
+            self._left += 1
+            self._changed.notify_all()
+
+
+async def repeat(step: Forever, writer: asyncio.StreamWriter) -> None:
+    """Send these bytes until nobody is there to take them."""
+    with contextlib.suppress(ConnectionError):
+        while True:
+            writer.write(step.content)
+            await writer.drain()
+            await asyncio.sleep(step.pause)
 
 
 async def read_request(reader: asyncio.StreamReader) -> Request:

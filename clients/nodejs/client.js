@@ -25,6 +25,7 @@ const { randomUUID } = require('node:crypto');
 const fs = require('node:fs');
 const http = require('node:http');
 const https = require('node:https');
+const path = require('node:path');
 const { once } = require('node:events');
 const { setTimeout: sleep } = require('node:timers/promises');
 const { parseArgs, promisify } = require('node:util');
@@ -39,12 +40,17 @@ const MISSING = {
 const TRY_AGAIN = [null, 429, 502, 503, 504]; // after such a status the same event may be accepted; null: no answer
 const MAX_LINE_BYTES = 16 * 1024 * 1024; // far above a server's limit (600,000): a guard against what is no PyPubSub
 const READ_AHEAD_BYTES = 1024 * 1024; // taken off the network while the consumer is busy
+const PIECE_COST = 256; // bytes that a piece, however small, takes beside its content
+const MAX_TEXT = 1000; // characters of what a server says that go into an error
+const STEADY = 10; // seconds; the end of a stream that lived for less is a failure like a refusal
+const LONGEST_WISH = 86400; // seconds; no Retry-After is taken for more
 
 /** The server answered a GET with something other than 200. */
 class Refused extends Error {
-  constructor(status, text) {
+  constructor(status, text, retryAfter) {
     super(`refused: ${status} ${text}`.trimEnd());
     this.status = status;
+    this.retryAfter = retryAfter;
   }
 }
 
@@ -67,19 +73,21 @@ class PublishError extends Error {
  *
  * Options: user, password;
  *   silence     seconds without a byte after which the connection counts as dead (11; a server pings every 5);
- *   maxWait     the longest pause, in seconds, before connecting again (60);
+ *   maxWait     the longest pause, in seconds, before connecting again, whatever a server asks for (60);
  *   cursor      start after it: the pubsub_cursor of an event, or what publish() gave;
  *   since       as long as there is no cursor, start with the events since then: Unix seconds, or a text that the
  *               server takes for a time;
  *   cursorFile  a path, to keep the cursor for the next run; a file that is there wins over cursor and since.
  *               It is replaced as a whole after each event: however the program ends, it is sound, and one event
- *               late at most. It is not forced onto the disk: a power cut may leave it older, or empty;
+ *               late at most. It is not forced onto the disk: a power cut may leave it older, or empty.
+ *               It keeps its mode; of a symbolic link, the file that it leads to is replaced;
  *   onReplay    called on each connection that asked for earlier events, before these, with the server's verdict:
  *               'complete', 'partial' (some are gone), 'unknown' or 'none' (it keeps no backlog, or is too old to
  *               tell);
  *   signal      an AbortSignal; log, a function that takes a line of text (console.error).
  *
- * Throws TypeError for a cursor, or a cursor file, that holds none, and the system's error if the file cannot be used.
+ * Throws TypeError for a cursor, or a cursor file, that holds none, and the system's error if the file cannot be used:
+ * before anything is asked of the server, unless the file becomes useless later.
  */
 async function* listen(url, options = {}) {
   for await (const { event } of follow(url, options)) {
@@ -95,19 +103,18 @@ async function* follow(
 ) {
   const address = splitCredentials(url, user, password);
   const position = new Position(cursor, since, cursorFile);
-  let failures = 0; // in a row, since the last stream that gave a line
+  let failures = 0; // in a row, since the last stream that was steady
   while (!signal?.aborted) {
     let pause;
+    let began = null; // when the first line came
     let inProgram = false;
     const replay = position.headers();
     try {
-      let following = false;
       for await (const { line, head } of linesOf(address, replay, silence, signal)) {
         const event = parse(line);
         inProgram = true;
-        if (!following) {
-          following = true;
-          failures = 0;
+        if (began === null) {
+          began = performance.now();
           log(`following ${address.url}`);
           position.atHead = head['x-cursor'];
           if (replay) {
@@ -127,7 +134,9 @@ async function* follow(
     } catch (error) {
       if (inProgram) throw error; // of onReplay, or of the cursor file
       if (signal?.aborted) return;
+      if (began !== null && performance.now() - began >= STEADY * 1000) failures = 0;
       pause = [401, 403].includes(error.status) ? longPause(maxWait) : backoff(failures, maxWait);
+      pause = Math.min(maxWait, Math.max(error.retryAfter ?? 0, pause));
       log(`${address.url}: ${textOf(error)}; again in ${pause.toFixed(2)} s`);
     }
     failures += 1;
@@ -185,11 +194,9 @@ async function publishOnce(url, options, body, timeout) {
   request.end(body);
   try {
     const [response] = await once(request, 'response');
-    const text = await refusalText(response);
     const { statusCode: status, headers } = response;
     if (status >= 200 && status <= 299) return headers['x-cursor'] ?? null;
-    const retryAfter = Number(headers['retry-after']) || 0; // may be a date: then it is not heeded
-    throw new PublishError(status, text, retryAfter);
+    throw new PublishError(status, await refusalText(response), retryAfterOf(response));
   } catch (error) {
     throw error instanceof PublishError ? error : new PublishError(null, `${url}: ${textOf(error)}`);
   } finally {
@@ -218,13 +225,9 @@ class Position {
 
   constructor(cursor, since, file) {
     if (cursor !== undefined) checkCursor(cursor, 'cursor');
-    if (file !== undefined && fs.existsSync(file)) {
-      cursor = naming(file, () => fs.readFileSync(file, 'utf8').trim());
-      checkCursor(cursor, `cursor file ${file}`);
-    }
-    this.#cursor = cursor;
+    this.#file = file === undefined ? null : new CursorFile(file);
+    this.#cursor = this.#file?.start() ?? cursor;
     this.#since = since;
-    this.#file = file;
   }
 
   /** What asks for a replay from there; null if there is no such place yet. */
@@ -243,24 +246,121 @@ class Position {
   handled(cursor) {
     if (!isCursor(cursor)) return;
     this.#cursor = cursor;
-    if (this.#file !== undefined) naming(this.#file, () => this.#save());
-  }
-
-  #save() {
-    const beside = `${this.#file}.${process.pid}`;
-    fs.writeFileSync(beside, `${this.#cursor}\n`);
-    fs.renameSync(beside, this.#file);
+    this.#file?.save(cursor);
   }
 }
 
-/** Does something with the cursor file. If that does not work, the error says which one it is. */
-function naming(file, action) {
-  try {
-    return action();
-  } catch (error) {
-    error.message = `cursor file ${file}: ${error.message}`;
-    throw error;
+/** A file that holds a cursor. A new one is written beside it and takes its place: `NAME.PID.new`.
+ * The errors of its methods name it. */
+class CursorFile {
+  #path;
+  #target; // absolute, for programs that change their directory
+
+  constructor(file) {
+    this.#path = file;
   }
+
+  /** The cursor in it; undefined if there is no file yet. Tries whether it can be replaced, and removes what a run
+   * that was killed has left beside it. */
+  start() {
+    const cursor = this.#naming(() => {
+      this.#target = targetOf(this.#path);
+      this.#removeLeftovers();
+      if (fs.existsSync(this.#target)) return this.#read();
+      fs.unlinkSync(this.#writeBeside(''));
+      return undefined;
+    });
+    if (cursor === undefined) return undefined;
+    checkCursor(cursor, `cursor file ${this.#path}`);
+    this.save(cursor);
+    return cursor;
+  }
+
+  /** Puts this cursor in the place of what is there. */
+  save(cursor) {
+    this.#naming(() => {
+      try {
+        this.#replace(cursor);
+      } catch (error) {
+        if (error.code !== 'ENOENT') throw error;
+        this.#replace(cursor); // another run that is just starting may have taken it for a leftover
+      }
+    });
+  }
+
+  #naming(action) {
+    try {
+      return action();
+    } catch (error) {
+      error.message = `cursor file ${this.#path}: ${error.message}`;
+      throw error;
+    }
+  }
+
+  #removeLeftovers() {
+    const directory = path.dirname(this.#target);
+    const start = `${path.basename(this.#target)}.`;
+    const isLeftover = (name) => name.startsWith(start) && /^[0-9]+\.new$/.test(name.slice(start.length));
+    let names = [];
+    try {
+      names = fs.readdirSync(directory);
+    } catch (error) {
+      if (error.code !== 'EACCES') throw error; // a directory may be writable, and not readable
+    }
+    for (const name of names.filter(isLeftover)) fs.unlinkSync(path.join(directory, name));
+  }
+
+  #read() {
+    const file = fs.statSync(this.#target);
+    // A pipe would be waited for, a device replaced.
+    if (!file.isFile()) throw new Error(file.isDirectory() ? 'is a directory' : 'is not a regular file');
+    const start = Buffer.alloc(MAX_TEXT);
+    const descriptor = fs.openSync(this.#target);
+    try {
+      return start.toString('utf8', 0, fs.readSync(descriptor, start)).trim();
+    } finally {
+      fs.closeSync(descriptor);
+    }
+  }
+
+  #replace(cursor) {
+    const beside = this.#writeBeside(`${cursor}\n`);
+    try {
+      fs.renameSync(beside, this.#target);
+    } catch (error) {
+      fs.rmSync(beside, { force: true });
+      throw error;
+    }
+  }
+
+  /** The path of a new file, of the mode of the one that is there. */
+  #writeBeside(text) {
+    const beside = `${this.#target}.${process.pid}.new`;
+    const descriptor = fs.openSync(beside, 'wx'); // follows no link
+    try {
+      fs.writeFileSync(descriptor, text);
+      const before = fs.statSync(this.#target, { throwIfNoEntry: false });
+      if (before && before.mode !== fs.fstatSync(descriptor).mode) fs.fchmodSync(descriptor, before.mode & 0o7777);
+    } catch (error) {
+      fs.rmSync(beside, { force: true });
+      throw error;
+    } finally {
+      fs.closeSync(descriptor);
+    }
+    return beside;
+  }
+}
+
+/** The absolute path of the file that a path leads to, through any links, be it there or not. */
+function targetOf(file) {
+  try {
+    return fs.realpathSync(file);
+  } catch (error) {
+    if (error.code !== 'ENOENT') throw error;
+  }
+  const place = path.join(fs.realpathSync(path.dirname(file)), path.basename(file));
+  const isLink = fs.lstatSync(place, { throwIfNoEntry: false })?.isSymbolicLink();
+  return isLink ? targetOf(path.resolve(path.dirname(place), fs.readlinkSync(place))) : place;
 }
 
 function isCursor(value) {
@@ -303,28 +403,44 @@ function clientFor(url) {
  * broke it is thrown. What follows the last newline is half a line, and dropped. */
 async function* linesOf(address, replay, silence, signal) {
   const utf8 = new TextDecoder('utf-8', { fatal: true });
-  let unfinished = []; // pieces of the line whose newline is still to come
-  let length = 0;
+  const unfinished = new Bytes(); // the line whose newline is still to come
   for await (const { piece, head } of piecesOf(address, replay, silence, signal)) {
     let start = 0;
     for (let end; (end = piece.indexOf('\n', start)) !== -1; start = end + 1) {
-      unfinished.push(piece.subarray(start, end));
-      const line = utf8.decode(Buffer.concat(unfinished)).replace(/^\0+/, '').trim(); // a NUL may follow each newline
-      unfinished = [];
-      length = 0;
+      unfinished.add(piece.subarray(start, end));
+      const line = utf8.decode(unfinished.take()).replace(/^\0+/, '').trim(); // a NUL may follow each newline
       if (line) yield { line, head };
     }
-    unfinished.push(piece.subarray(start));
-    length += piece.length - start;
-    if (length > MAX_LINE_BYTES) throw new Error(`a line of more than ${MAX_LINE_BYTES} bytes`);
+    unfinished.add(piece.subarray(start));
+    if (unfinished.length > MAX_LINE_BYTES) throw new Error(`a line of more than ${MAX_LINE_BYTES} bytes`);
+  }
+}
+
+/** Bytes one behind the other, however small the pieces are that they come in. */
+class Bytes {
+  length = 0;
+  #space = Buffer.alloc(64 * 1024);
+
+  add(piece) {
+    if (this.length + piece.length > this.#space.length) {
+      this.#space = Buffer.concat([this.#space.subarray(0, this.length)], 2 * (this.length + piece.length));
+    }
+    this.length += piece.copy(this.#space, this.length);
+  }
+
+  /** All of them, to be used before the next are added. */
+  take() {
+    const bytes = this.#space.subarray(0, this.length);
+    this.length = 0;
+    return bytes;
   }
 }
 
 /** The bytes of one GET as they come. They are taken in whatever the consumer does: a response that breaks forgets
  * what was not read yet, and the last events before a server's restart would be lost. */
 async function* piecesOf(address, replay, silence, signal) {
-  const pieces = [];
-  let bytes = 0; // in pieces
+  let pieces = []; // that the loop below has not taken yet
+  let bytes = 0; // that they take in memory
   let ended = null; // why there will be no more
   let wake = () => {}; // the loop below
   let response = null;
@@ -336,8 +452,8 @@ async function* piecesOf(address, replay, silence, signal) {
   const headers = { ...headersFor(address), ...replay };
   const request = clientFor(address.url).get(address.url, { headers, agent: false, signal });
   const watch = new SilenceWatch(silence, () => {
-    if (response?.isPaused()) return watch.heard(); // it is the consumer who is slow
     const refusing = response !== null && response.statusCode !== 200; // then what came of its text will do
+    if (!refusing && response?.isPaused()) return watch.heard(); // it is the consumer who is slow
     if (!refusing) end(new Error(`nothing came for ${silence} s`));
     request.destroy();
   });
@@ -345,13 +461,14 @@ async function* piecesOf(address, replay, silence, signal) {
   request.on('close', () => response ?? end(new Error('the connection was closed without an answer')));
   request.on('response', async (incoming) => {
     response = incoming;
-    response.on('data', () => watch.heard());
     if (response.statusCode !== 200) {
-      return end(new Refused(response.statusCode, await refusalText(response)));
+      return end(new Refused(response.statusCode, await refusalText(response), retryAfterOf(response)));
     }
+    watch.heard();
     response.on('data', (piece) => {
+      watch.heard();
       pieces.push(piece);
-      bytes += piece.length;
+      bytes += piece.length + PIECE_COST;
       if (bytes > READ_AHEAD_BYTES) response.pause();
       wake();
     });
@@ -361,9 +478,11 @@ async function* piecesOf(address, replay, silence, signal) {
 
   try {
     for (;;) {
-      for (let piece; (piece = pieces.shift()); ) {
-        bytes -= piece.length;
-        if (response.isPaused() && bytes < READ_AHEAD_BYTES / 2) {
+      while (pieces.length > 0) {
+        const piece = Buffer.concat(pieces);
+        pieces = [];
+        bytes = 0;
+        if (response.isPaused()) {
           watch.heard();
           response.resume();
         }
@@ -429,20 +548,27 @@ async function refusalText(response) {
     for await (const piece of response) {
       pieces.push(piece);
       length += piece.length;
-      if (length >= 1000) break;
+      if (length >= MAX_TEXT) break;
     }
   } catch {
     // the status, and what came of the text, say more than the reason why the rest did not come
   }
-  const text = Buffer.concat(pieces).toString().slice(0, 1000).split(/\s+/).join(' ').trim() || response.statusMessage;
+  const text = Buffer.concat(pieces).toString().split(/\s+/).join(' ').trim() || response.statusMessage;
   const { location } = response.headers;
-  return location ? `${text} (Location: ${location})` : text;
+  return text.slice(0, MAX_TEXT) + (location ? ` (Location: ${location.slice(0, MAX_TEXT)})` : '');
+}
+
+/** The seconds that a server asks to wait, in so many words or until a date; 0 if it does not ask. */
+function retryAfterOf(response) {
+  const text = response.headers['retry-after'] ?? '';
+  const seconds = /^[0-9]+$/.test(text) ? Number(text) : (Date.parse(text) - Date.now()) / 1000;
+  return Math.min(Math.max(seconds || 0, 0), LONGEST_WISH);
 }
 
 function textOf(error) {
   // A host with several addresses gives an AggregateError, which has no message of its own.
   const text = error.message || error.errors?.map((each) => each.message).join(', ') || error.code || error.name;
-  return text.replace(/\s+/g, ' ').trim();
+  return text.slice(0, MAX_TEXT).replace(/\s+/g, ' ').trim();
 }
 
 // The command line.

@@ -21,15 +21,18 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import errno
 import json
 import logging
 import os
 import random
 import re
+import stat
 import sys
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,8 +50,11 @@ MISSING = {  # what a server's verdict on a replay says about the events publish
 }
 TRY_AGAIN = (None, 429, 502, 503, 504)  # after such a status the same event may be accepted; None: no answer
 MAX_LINE_BYTES = 16 * 1024 * 1024  # far above a server's limit (600,000): a guard against what is no PyPubSub
+MAX_TEXT = 1000  # characters of what a server says that go into an error
 PIECE_BYTES = 16 * 1024
 READ_AHEAD = 1024  # pieces taken off the network while the consumer is busy
+STEADY = 10.0  # seconds; the end of a stream that lived for less is a failure like a refusal
+LONGEST_WISH = 86400.0  # seconds; no Retry-After is taken for more
 NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # its sock_read says nothing when a stream goes on as no HTTP
 
 log = logging.getLogger("pypubsub.client")
@@ -61,9 +67,10 @@ class StreamError(Exception):
 class RefusedError(StreamError):
     """The server answered a GET with something other than 200."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, retry_after: float) -> None:
         super().__init__(f"refused: {status} {text}".rstrip())
         self.status = status
+        self.retry_after = retry_after
 
 
 # Whatever can be wrong with a connection. HttpProcessingError and RuntimeError ("Connection closed.") are
@@ -98,29 +105,32 @@ async def listen(
     on after the event that was handled last. An event is handled when the next one is asked for.
 
     silence:     seconds without a byte after which the connection counts as dead; a server pings every 5
-    max_wait:    the longest pause, in seconds, before connecting again
+    max_wait:    the longest pause, in seconds, before connecting again, whatever a server asks for
     cursor:      start after it: the pubsub_cursor of an event, or what publish() returned
     since:       as long as there is no cursor, start with the events since then: Unix seconds, or a text that
                  the server takes for a time
     cursor_file: a path, to keep the cursor for the next run; a file that is there wins over cursor and since.
                  It is replaced as a whole after each event: however the program ends, it is sound, and one
-                 event late at most. It is not forced onto the disk: a power cut may leave it older, or empty
+                 event late at most. It is not forced onto the disk: a power cut may leave it older, or empty.
+                 It keeps its mode; of a symbolic link, the file that it leads to is replaced
     on_replay:   called on each connection that asked for earlier events, before these, with the server's
                  verdict: "complete", "partial" (some are gone), "unknown" or "none" (it keeps no backlog, or
                  is too old to tell)
 
-    Raises ValueError for a cursor, or a cursor file, that holds none; OSError if the file cannot be used.
+    Raises ValueError for a cursor, or a cursor file, that holds none; OSError if the file cannot be used:
+    before anything is asked of the server, unless the file becomes useless later.
 
     Leaving the loop closes the connection as soon as the generator is collected; to have it closed at once:
     `async with contextlib.aclosing(listen(url)) as events: async for event in events: ...`
     """
     address, user, password = _split_credentials(url, user, password)
     position = _Position(cursor, since, cursor_file)
-    failures = 0  # in a row, since the last stream that gave a line
+    failures = 0  # in a row, since the last stream that was steady
     connector = aiohttp.TCPConnector(force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=NO_TIMEOUT) as session:
         while True:
-            following = in_program = False
+            began: float | None = None  # when the first line came
+            in_program = False
             replay = position.headers()
             try:
                 async with asyncio.timeout(silence):
@@ -131,8 +141,8 @@ async def listen(
                     async for line in lines:
                         event = _parse(line)
                         in_program = True
-                        if not following:
-                            following, failures = True, 0
+                        if began is None:
+                            began = time.monotonic()
                             log.info("following %s", address)
                             position.at_head = response.headers.get("X-Cursor")
                             if replay:
@@ -146,9 +156,9 @@ async def listen(
             except BROKEN as error:
                 if in_program:
                     raise  # an error of on_replay, or of the cursor file
-                pause = backoff(failures, max_wait)
-                if isinstance(error, RefusedError) and error.status in (401, 403):
-                    pause = long_pause(max_wait)
+                if began is not None and time.monotonic() - began >= STEADY:
+                    failures = 0
+                pause = _pause(error, failures, max_wait)
                 log.warning("%s: %s; again in %.2f s", address, _text(error, silence), pause)
             failures += 1
             await asyncio.sleep(pause)
@@ -218,11 +228,18 @@ async def _publish_once(
         ) as response:
             if 200 <= response.status < 300:
                 return response.headers.get("X-Cursor")
-            retry_after = response.headers.get("Retry-After", "")  # may be a date: then it is not heeded
-            seconds = float(retry_after) if retry_after.isdecimal() else 0.0
-            raise PublishError(response.status, await _refusal_text(response, patience), seconds)
+            text = await _refusal_text(response, patience)
+            raise PublishError(response.status, text, _retry_after(response))
     except BROKEN as error:
         raise PublishError(None, f"{address}: {_text(error, patience)}") from error
+
+
+def _pause(error: Exception, failures: int, max_wait: float) -> float:
+    """Seconds to wait before connecting again."""
+    if not isinstance(error, RefusedError):
+        return backoff(failures, max_wait)
+    pause = long_pause(max_wait) if error.status in (401, 403) else backoff(failures, max_wait)
+    return min(max_wait, max(error.retry_after, pause))
 
 
 def backoff(failures: int, max_wait: float) -> float:
@@ -244,14 +261,10 @@ class _Position:
     ) -> None:
         self.at_head: str | None = None  # the cursor of the moment when this connection's stream began
         self._since = since
-        self._file = file
+        self._file = None if file is None else _CursorFile(file)
         if cursor is not None:
             _check_cursor(cursor, "cursor")
-        if file is not None:
-            with contextlib.suppress(FileNotFoundError):
-                cursor = Path(file).read_text(errors="replace").strip()
-                _check_cursor(cursor, f"cursor file {file}")
-        self._cursor = cursor
+        self._cursor = (self._file and self._file.start()) or cursor
 
     def headers(self) -> dict[str, str]:
         """What asks for a replay from there, if there is such a place yet."""
@@ -270,15 +283,78 @@ class _Position:
             return
         self._cursor = cursor
         if self._file is not None:
-            self._save(self._file)
+            self._file.save(cursor)
 
-    def _save(self, file: str | os.PathLike[str]) -> None:
-        beside = f"{os.fspath(file)}.{os.getpid()}"
+
+class _CursorFile:
+    """A file that holds a cursor. A new one is written beside it and takes its place: `NAME.PID.new`.
+    Its methods raise OSError, which names it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = path
+        self._target = Path(os.path.realpath(path))  # absolute, for programs that change their directory
+
+    def start(self) -> str | None:
+        """The cursor in it; None if there is no file yet. Tries whether it can be replaced, and removes what
+        a run that was killed has left beside it."""
+        with self._naming():
+            leftover = re.compile(re.escape(self._target.name) + r"\.[0-9]+\.new")
+            with contextlib.suppress(PermissionError):  # a directory may be writable, and not readable
+                for each in filter(leftover.fullmatch, os.listdir(self._target.parent)):
+                    self._target.with_name(each).unlink()
+            try:
+                cursor = self._read()
+            except FileNotFoundError:
+                self._write_beside("").unlink()
+                return None
+        _check_cursor(cursor, f"cursor file {self._path}")
+        self.save(cursor)
+        return cursor
+
+    def save(self, cursor: str) -> None:
+        """Put this cursor in the place of what is there."""
+        with self._naming():
+            try:
+                self._replace(cursor)
+            except FileNotFoundError:  # another run that is just starting may have taken it for a leftover
+                self._replace(cursor)
+
+    @contextlib.contextmanager
+    def _naming(self) -> Generator[None]:
         try:
-            Path(beside).write_text(f"{self._cursor}\n")
-            Path(beside).replace(file)
+            yield
         except OSError as error:
-            raise OSError(f"cursor file {file}: {error.strerror}") from error
+            raise OSError(f"cursor file {self._path}: {error.strerror}") from error
+
+    def _read(self) -> str:
+        mode = self._target.stat().st_mode
+        if not stat.S_ISREG(mode):  # a pipe would be waited for, a device replaced
+            raise OSError(errno.EINVAL, "is a directory" if stat.S_ISDIR(mode) else "is not a regular file")
+        with self._target.open(errors="replace") as file:
+            return file.read(MAX_TEXT).strip()
+
+    def _replace(self, cursor: str) -> None:
+        beside = self._write_beside(f"{cursor}\n")
+        try:
+            beside.replace(self._target)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+
+    def _write_beside(self, text: str) -> Path:
+        """A new file, of the mode of the one that is there."""
+        beside = self._target.with_name(f"{self._target.name}.{os.getpid()}.new")
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # follows no link
+        try:
+            with open(descriptor, "w") as file, contextlib.suppress(FileNotFoundError):
+                file.write(text)
+                mode = stat.S_IMODE(self._target.stat().st_mode)
+                if mode != stat.S_IMODE(os.fstat(descriptor).st_mode):
+                    os.fchmod(descriptor, mode)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+        return beside
 
 
 def _check_cursor(text: str, source: str) -> None:
@@ -328,7 +404,8 @@ async def _lines(response: aiohttp.ClientResponse, silence: float) -> AsyncGener
     """The lines of a stream, however it is cut into pieces, until it breaks: then what broke it is raised.
     What follows the last newline is half a line, and dropped."""
     if response.status != 200:
-        raise RefusedError(response.status, await _refusal_text(response, silence))
+        text = await _refusal_text(response, silence)
+        raise RefusedError(response.status, text, _retry_after(response))
     pieces: asyncio.Queue[bytes] = asyncio.Queue()
     room = asyncio.Semaphore(READ_AHEAD)
 
@@ -375,10 +452,11 @@ def _parse(line: bytes) -> Event | None:
     """The event of a line, or a ping; None if it is more than Python can take."""
     try:
         event = json.loads(line.decode())
-    except ValueError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise StreamError(f"a line that is not JSON: {line[:80]!r}") from None
-    except RecursionError:
-        log.error("an event left out, nested too deep for this Python: %r...", line[:80])  # noqa: TRY400
+    except (RecursionError, ValueError):
+        reason = "nested too deep, or with too long an integer, for this Python"
+        log.error("an event left out, %s: %r...", reason, line[:80])  # noqa: TRY400
         return None
     if not isinstance(event, dict):
         raise StreamError(f"a line that is not a JSON object: {line[:80]!r}")
@@ -390,19 +468,33 @@ async def _refusal_text(response: aiohttp.ClientResponse, patience: float) -> st
     body = b""
     try:
         async with asyncio.timeout(patience):
-            while len(body) < 1000 and (piece := await response.content.read(1000)):
+            while len(body) < MAX_TEXT and (piece := await response.content.read(MAX_TEXT)):
                 body += piece
     except BROKEN:
         pass  # the status, and what came of the text, say more than the reason why the rest did not come
-    text = " ".join(body[:1000].decode(errors="replace").split()) or response.reason or ""
-    return f"{text} (Location: {location})" if (location := response.headers.get("Location")) else text
+    text = " ".join(body.decode(errors="replace").split()) or response.reason or ""
+    location = response.headers.get("Location")
+    return text[:MAX_TEXT] + (f" (Location: {location[:MAX_TEXT]})" if location else "")
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float:
+    """The seconds that a server asks to wait, in so many words or until a date; 0 if it does not ask."""
+    text = response.headers.get("Retry-After", "")
+    if re.fullmatch("[0-9]+", text):
+        seconds = float(text)
+    else:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            seconds = 0.0
+    return min(max(seconds, 0.0), LONGEST_WISH)
 
 
 def _text(error: Exception, patience: float) -> str:
     """An error in one line."""
     if isinstance(error, TimeoutError):
         return f"nothing came for {patience:g} s"
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error)[:MAX_TEXT].split()) or type(error).__name__
 
 
 # The command line.

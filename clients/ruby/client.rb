@@ -20,10 +20,13 @@
 # A server's stream has no end of its own: whatever ends it, listen says so in the log, connects again, and asks
 # for what was published meanwhile.
 
+require 'delegate'
 require 'json'
 require 'net/http'
 require 'openssl'
 require 'securerandom'
+require 'time'
+require 'timeout'
 require 'uri'
 
 module PyPubSub
@@ -36,17 +39,23 @@ module PyPubSub
   }.freeze
   TRY_AGAIN = [nil, 429, 502, 503, 504].freeze # after such a status the same event may be accepted; nil: no answer
   MAX_LINE_BYTES = 16 * 1024 * 1024 # far above a server's limit (600,000): a guard against what is no PyPubSub
+  MAX_HEAD_BYTES = 128 * 1024 # of a head, or of what HTTP puts between two pieces of a body
+  MAX_NESTING = 1000 # of an event: twice what a server takes, and no danger to the stack of a thread or a Fiber
+  MAX_TEXT = 1000 # bytes of what a server says that go into an error
+  STEADY = 10 # seconds; the end of a stream that lived for less is a failure like a refusal
+  LONGEST_WISH = 86_400 # seconds; no Retry-After is taken for more
 
   # The server's answer is not, or no longer, a stream of events.
   class StreamError < StandardError; end
 
   # The server answered a GET with something other than 200.
   class Refused < StreamError
-    attr_reader :status
+    attr_reader :status, :retry_after
 
-    def initialize(status, text)
+    def initialize(status, text, retry_after)
       super("refused: #{status} #{text}".rstrip)
       @status = status
+      @retry_after = retry_after
     end
   end
 
@@ -69,10 +78,9 @@ module PyPubSub
 
     def initialize(cursor, since, file)
       check(cursor, 'cursor') if cursor
-      check(cursor = File.read(file).scrub.strip, "cursor file #{file}") if file && File.exist?(file)
-      @cursor = cursor
+      @file = file && CursorFile.new(file)
+      @cursor = @file&.start { |found| check(found, "cursor file #{file}") } || cursor
       @since = since
-      @file = file
     end
 
     # What asks for a replay from there; empty if there is no such place yet.
@@ -93,7 +101,7 @@ module PyPubSub
       return unless cursor.is_a?(String) && CURSOR.match?(cursor)
 
       @cursor = cursor
-      save if @file
+      @file&.save(cursor)
     end
 
     private
@@ -103,16 +111,159 @@ module PyPubSub
 
       raise ArgumentError, "#{source}: expected 36 characters of 0-9, A-Z, a-z and -, got #{cursor[0, 80].inspect}"
     end
-
-    def save
-      beside = "#{@file}.#{Process.pid}"
-      File.write(beside, "#{@cursor}\n")
-      File.rename(beside, @file)
-    rescue SystemCallError => e
-      raise e.class, "cursor file #{@file}"
-    end
   end
   private_constant :Position
+
+  # A file that holds a cursor. A new one is written beside it and takes its place: `NAME.PID.new`.
+  # Its methods raise SystemCallError, which names it.
+  class CursorFile
+    def initialize(path)
+      @path = path
+    end
+
+    # The cursor in it, once the block has looked at it; nil if there is no file yet. Tries whether it can be
+    # replaced, and removes what a run that was killed has left beside it.
+    def start
+      cursor = naming do
+        @target = target_of(@path) # absolute, for programs that change their directory
+        remove_leftovers
+        next read if File.exist?(@target)
+
+        File.unlink(write_beside(''))
+        nil
+      end
+      return if cursor.nil?
+
+      yield cursor
+      save(cursor)
+      cursor
+    end
+
+    # Puts this cursor in the place of what is there.
+    def save(cursor)
+      naming do
+        replace(cursor)
+      rescue Errno::ENOENT
+        replace(cursor) # another run that is just starting may have taken it for a leftover
+      end
+    end
+
+    private
+
+    def naming
+      yield
+    rescue SystemCallError => e
+      raise e.class, "cursor file #{@path}"
+    end
+
+    # The absolute path of the file that a path leads to, through any links, be it there or not.
+    def target_of(path)
+      File.realpath(path)
+    rescue Errno::ENOENT
+      place = File.join(File.realpath(File.dirname(path)), File.basename(path))
+      File.symlink?(place) ? target_of(File.expand_path(File.readlink(place), File.dirname(place))) : place
+    end
+
+    def remove_leftovers
+      leftover = /\A#{Regexp.escape(File.basename(@target))}\.[0-9]+\.new\z/
+      directory = File.dirname(@target)
+      Dir.each_child(directory).grep(leftover).each { |name| File.unlink(File.join(directory, name)) }
+    rescue Errno::EACCES
+      # a directory may be writable, and not readable
+    end
+
+    def read
+      unless File.file?(@target) # a pipe would be waited for, a device replaced
+        raise ArgumentError, "cursor file #{@path}: is a #{File.ftype(@target)}, and not a regular file"
+      end
+
+      File.read(@target, MAX_TEXT).to_s.scrub.strip
+    end
+
+    def replace(cursor)
+      beside = write_beside("#{cursor}\n")
+      File.rename(beside, @target)
+    rescue SystemCallError
+      File.unlink(beside) if beside && File.exist?(beside)
+      raise
+    end
+
+    # The path of a new file, of the mode of the one that is there.
+    def write_beside(text)
+      beside = "#{@target}.#{Process.pid}.new"
+      file = File.open(beside, File::WRONLY | File::CREAT | File::EXCL) # follows no link
+      begin
+        file.write(text)
+        file.flush
+        mode = File.exist?(@target) ? File.stat(@target).mode : file.stat.mode
+        file.chmod(mode & 0o7777) unless mode == file.stat.mode
+      rescue SystemCallError
+        File.unlink(beside)
+        raise
+      ensure
+        file.close
+      end
+      beside
+    end
+  end
+  private_constant :CursorFile
+
+  # What a Connection reads from and writes to. It waits until a deadline, and gives out so many bytes.
+  class Patience < SimpleDelegator
+    def initialize(socket, seconds)
+      super(socket)
+      @seconds = seconds
+      renew
+    end
+
+    # From now on it has the whole time, and takes all the bytes.
+    def renew
+      @deadline = Process.clock_gettime(Process::CLOCK_MONOTONIC) + @seconds
+      @bytes = 0
+    end
+
+    def read_nonblock(length, buffer = nil, exception: true)
+      piece = once_ready { super(length, buffer, exception: false) }
+      @bytes += piece.bytesize if piece
+      raise StreamError, "more than #{MAX_HEAD_BYTES} bytes without any content" if @bytes > MAX_HEAD_BYTES
+
+      piece
+    end
+
+    def write_nonblock(text, exception: true)
+      once_ready { super(text, exception: false) }
+    end
+
+    private
+
+    # What the block gives, as soon as that is no longer a symbol that says what to wait for.
+    def once_ready
+      while (result = yield).is_a?(Symbol)
+        left = [@deadline - Process.clock_gettime(Process::CLOCK_MONOTONIC), 0].max
+        ready = result == :wait_readable ? to_io.wait_readable(left) : to_io.wait_writable(left)
+        raise Net::ReadTimeout unless ready
+      end
+      result
+    end
+  end
+  private_constant :Patience
+
+  # Net::HTTP by itself takes heads, answers 1xx, lengths of chunks and trailers of any size, and waits for ever as
+  # long as a byte comes now and then.
+  class Connection < Net::HTTP
+    # Something came that the program gets: what follows has its own time.
+    def renew
+      @patience.renew
+    end
+
+    private
+
+    def on_connect
+      @patience = Patience.new(@socket.io, read_timeout)
+      @socket = Net::BufferedIO.new(@patience, read_timeout: read_timeout, write_timeout: write_timeout)
+    end
+  end
+  private_constant :Connection
 
   # Whatever can be wrong with a connection.
   BROKEN = [StreamError, SystemCallError, SocketError, IOError, Timeout::Error, OpenSSL::OpenSSLError,
@@ -125,41 +276,43 @@ module PyPubSub
   # Leaving the block (break, an error) closes the connection.
   #
   # silence:     seconds without a byte after which the connection counts as dead; a server pings every 5
-  # max_wait:    the longest pause, in seconds, before connecting again
+  # max_wait:    the longest pause, in seconds, before connecting again, whatever a server asks for
   # cursor:      start after it: the pubsub_cursor of an event, or what publish returned
   # since:       as long as there is no cursor, start with the events since then: Unix seconds, or a text that the
   #              server takes for a time
   # cursor_file: a path, to keep the cursor for the next run; a file that is there wins over cursor and since.
   #              It is replaced as a whole after each event: however the program ends, it is sound, and one event
-  #              late at most. It is not forced onto the disk: a power cut may leave it older, or empty
+  #              late at most. It is not forced onto the disk: a power cut may leave it older, or empty.
+  #              It keeps its mode; of a symbolic link, the file that it leads to is replaced
   # on_replay:   called on each connection that asked for earlier events, before these, with the server's verdict:
   #              'complete', 'partial' (some are gone), 'unknown' or 'none' (it keeps no backlog, or is too old to
   #              tell)
   # log:         is called with a line of text
   #
-  # Raises ArgumentError for a cursor, or a cursor file, that holds none; SystemCallError if the file cannot be used.
+  # Raises ArgumentError for a cursor, or a cursor file, that holds none; SystemCallError if the file cannot be used:
+  # before anything is asked of the server, unless the file becomes useless later.
   def listen(url, user: nil, password: nil, silence: 11, max_wait: 60, cursor: nil, since: nil, cursor_file: nil,
              on_replay: nil, log: method(:warn))
     address, user, password = split_credentials(url, user, password)
     position = Position.new(cursor, since, cursor_file)
-    failures = 0 # in a row, since the last stream that gave a line
+    failures = 0 # in a row, since the last stream that was steady
     while true # not `loop`, which would swallow a StopIteration of the block
-      following = in_program = false
+      began = nil # when the first line came
+      in_program = false
       replay = position.headers
       begin
         each_line(address, headers(user, password).merge(replay), silence) do |line, head|
-          event = parse(line)
+          event = parse(line, log)
           in_program = true
-          unless following
-            following = true
-            failures = 0
+          if began.nil?
+            began = now
             log.call("following #{address}")
             position.at_head = head['X-Cursor']
             tell_of_replay(address, head['X-Replay'] || 'none', on_replay, log) unless replay.empty?
           end
-          if event.keys == ['stillalive'] # a ping
+          if event&.keys == ['stillalive'] # a ping
             position.pinged
-          else
+          elsif event
             yield event
             position.handled(event['pubsub_cursor'])
           end
@@ -168,10 +321,9 @@ module PyPubSub
       rescue *BROKEN => e
         raise if in_program # an error of the block, of on_replay, or of the cursor file
 
-        refused_for_good = e.is_a?(Refused) && [401, 403].include?(e.status)
-        pause = refused_for_good ? long_pause(max_wait) : backoff(failures, max_wait)
-        reason = e.is_a?(Timeout::Error) ? "nothing came for #{silence} s" : text_of(e)
-        log.call(format('%s: %s; again in %.2f s', address, reason, pause))
+        failures = 0 if began && now - began >= STEADY
+        pause = pause_after(e, failures, max_wait)
+        log.call(format('%s: %s; again in %.2f s', address, reason(e, silence), pause))
       end
       failures += 1
       sleep pause
@@ -196,12 +348,12 @@ module PyPubSub
     request.content_type = 'application/json'
     request['Idempotency-Key'] = idempotency_key
     request.body = payload.is_a?(String) ? payload : JSON.generate(payload, max_nesting: 0)
-    ending = Process.clock_gettime(Process::CLOCK_MONOTONIC) + retry_for
+    ending = now + retry_for
     failures = 0
     begin
       publish_once(address, request, timeout)
     rescue PublishError => e
-      left = ending - Process.clock_gettime(Process::CLOCK_MONOTONIC)
+      left = ending - now
       raise if !TRY_AGAIN.include?(e.status) || left <= 0
 
       pause = [left, [e.retry_after, backoff(failures, retry_for)].max].min
@@ -214,13 +366,23 @@ module PyPubSub
 
   # One attempt.
   def publish_once(address, request, timeout)
-    response = connect(address, timeout) { |http| http.request(request) }
-    return response['X-Cursor'] if response.is_a?(Net::HTTPSuccess)
+    connect(address, timeout) do |http|
+      http.request(request) do |response|
+        return response['X-Cursor'] if response.is_a?(Net::HTTPSuccess)
 
-    retry_after = response['Retry-After'].to_i # may be a date: then it is not heeded
-    raise PublishError.new(response.code.to_i, refusal_text(response, response.body), retry_after)
+        raise PublishError.new(response.code.to_i, refusal_text(response), retry_after(response))
+      end
+    end
   rescue *BROKEN => e
-    raise PublishError.new(nil, "#{address}: #{text_of(e)}")
+    raise PublishError.new(nil, "#{address}: #{reason(e, timeout)}")
+  end
+
+  # Seconds to wait before connecting again.
+  def pause_after(error, failures, max_wait)
+    return backoff(failures, max_wait) unless error.is_a?(Refused)
+
+    pause = [401, 403].include?(error.status) ? long_pause(max_wait) : backoff(failures, max_wait)
+    [max_wait, [error.retry_after, pause].max].min
   end
 
   # Seconds to wait after so many failures in a row: a random part of 1, 2, 4, 8... so that the clients of
@@ -267,12 +429,16 @@ module PyPubSub
     headers
   end
 
-  def connect(address, seconds, &block)
-    http = Net::HTTP.new(address.hostname, address.port)
+  # Gives the block a connection that was made within so many seconds. What it waits for has as long.
+  def connect(address, seconds)
+    http = Connection.new(address.hostname, address.port)
     http.use_ssl = address.scheme == 'https'
     http.open_timeout = http.ssl_timeout = http.read_timeout = seconds
     http.max_retries = 0 # Net::HTTP sends a GET again by itself, and a PUT too
-    http.start(&block)
+    Timeout.timeout(seconds, Net::OpenTimeout) { http.start } # those above are for each step of it
+    yield http
+  ensure
+    http.finish if http&.started?
   end
 
   # The lines of a stream, each with the response, however it is cut into pieces, until it breaks: then what broke
@@ -295,47 +461,79 @@ module PyPubSub
   def each_piece(address, headers, silence)
     connect(address, silence) do |http|
       http.request(Net::HTTP::Get.new(address, headers)) do |response|
-        raise Refused.new(response.code.to_i, read_refusal(response)) unless response.code == '200'
+        unless response.code == '200'
+          raise Refused.new(response.code.to_i, refusal_text(response), retry_after(response))
+        end
 
-        response.read_body { |piece| yield piece, response }
+        http.renew
+        response.read_body do |piece|
+          yield piece, response
+          http.renew
+        end
       end
     end
     raise StreamError, 'the server ended the stream'
   end
 
-  def parse(line)
-    event = line.valid_encoding? && JSON.parse(line, max_nesting: false)
+  # The event of a line, or a ping; nil if it is nested too deep.
+  def parse(line, log)
+    event = line.valid_encoding? && JSON.parse(line, max_nesting: MAX_NESTING)
     raise StreamError, "a line that is not a JSON object: #{line[0, 80].inspect}" unless event.is_a?(Hash)
 
     event
+  rescue JSON::NestingError
+    log.call("an event left out, nested more than #{MAX_NESTING} deep: #{line[0, 80].inspect}...")
+    nil
   rescue JSON::ParserError
     raise StreamError, "a line that is not JSON: #{line[0, 80].inspect}"
   end
 
-  # The body of a refusal may be endless, broken or missing.
+  # What a refusal says, in one line.
+  def refusal_text(response)
+    text = one_line(read_refusal(response))
+    text = one_line(response.message) if text.empty?
+    response['Location'] ? "#{text} (Location: #{one_line(response['Location'])})" : text
+  end
+
+  # The start of a body, which may be endless, broken or missing.
   def read_refusal(response)
     text = +''
     catch(:enough) do
-      response.read_body { |piece| (text << piece).bytesize < 1000 or throw :enough }
+      response.read_body { |piece| (text << piece).bytesize < MAX_TEXT or throw :enough }
     end
-    refusal_text(response, text)
+    text
   rescue *BROKEN
-    refusal_text(response, text) # says more than the reason why the rest of it did not come
+    text # says more than the reason why the rest of it did not come
   end
 
-  # What a refusal says, in one line.
-  def refusal_text(response, body)
-    text = body.to_s.byteslice(0, 1000).force_encoding(Encoding::UTF_8).scrub.split.join(' ')
-    text = response.message if text.empty?
-    response['Location'] ? "#{text} (Location: #{response['Location']})" : text
+  # The seconds that a server asks to wait, in so many words or until a date; 0 if it does not ask.
+  def retry_after(response)
+    text = response['Retry-After'].to_s
+    seconds = text.match?(/\A[0-9]+\z/) ? text.to_f : Time.httpdate(text) - Time.now
+    seconds.clamp(0, LONGEST_WISH)
+  rescue ArgumentError
+    0
+  end
+
+  def reason(error, patience)
+    error.is_a?(Timeout::Error) ? "nothing came for #{patience} s" : text_of(error)
   end
 
   def text_of(error)
-    error.message.empty? ? error.class.name : error.message.split.join(' ')
+    error.message.empty? ? error.class.name : one_line(error.message)
+  end
+
+  def one_line(text)
+    text.to_s.byteslice(0, MAX_TEXT).force_encoding(Encoding::UTF_8).scrub.split.join(' ')
+  end
+
+  def now
+    Process.clock_gettime(Process::CLOCK_MONOTONIC)
   end
 
   private_class_method :publish_once, :tell_of_replay, :split_credentials, :headers, :connect, :each_line,
-                       :each_piece, :parse, :read_refusal, :refusal_text, :text_of, :long_pause
+                       :each_piece, :parse, :read_refusal, :refusal_text, :retry_after, :reason, :text_of, :one_line,
+                       :pause_after, :long_pause, :now
 end
 
 # The command line.
