@@ -35,8 +35,9 @@ from core.access import Networks
 from core.connections import Connections
 from core.cursor import TICKS_PER_SECOND, Mark, Stamps, position_of, stamp_at
 from core.event import Event
+from core.expiring import Expiring
 from core.fanout import Fanout
-from core.following import Follower, Surroundings, shared_parts
+from core.following import Follower, Surroundings
 from core.framing import bare
 from core.intake import Intake
 from core.replay import ReplayRequest
@@ -49,7 +50,7 @@ from plugins import backlog, backlog_file, backlog_storage
 from plugins.backlog import Backlog
 from plugins.backlog_storage import StoredBacklog
 
-EXAMPLES = int(os.environ.get("PYPUBSUB_MODEL_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("PYPUBSUB_MODEL_EXAMPLES", "100"))
 STEPS = int(os.environ.get("PYPUBSUB_MODEL_STEPS", "60"))
 MODULES = (store_module, intake_module, backlog, backlog_file, backlog_storage)
 SMALL = {"PAGE_EVENTS": 3, "PAGE_BYTES": 4000, "PORTION": 2}  # so that a few events are many
@@ -62,6 +63,7 @@ RIGHTS = [
     Rights(frozenset({frozenset({"a"})})),
     Rights(frozenset({EVERY_EVENT})),
 ]
+HOW = ["any", "any", "public", "last", "the same", "the same", "since", "all", "live", "never heard of"]
 PING = b"ping\n"
 NO_LIMITS = Connections(1, 0, 0, Networks([]))
 BUFFER = 3000  # bytes that may wait for a reader
@@ -127,6 +129,7 @@ class Reader:
 
     def __init__(self, asked: ReplayRequest | None, path: str, rights: Rights) -> None:
         self.asked = asked
+        self.path = path
         self.subscription = parse_subscription(path)
         self.rights = [rights]  # all that it had, in their order
         self.head = 0  # position
@@ -152,6 +155,13 @@ class Reader:
             self.received += data
             return len(data)
         return 0
+
+    def resumes(self) -> ReplayRequest | None:
+        """What it asks for when it comes back: what followed the last event that it has had."""
+        for line in self.lines[::-1]:
+            if line != PING.strip():
+                return ReplayRequest(cursor=json.loads(line)["pubsub_cursor"])
+        return self.asked
 
     @property
     def lines(self) -> list[bytes]:
@@ -198,6 +208,8 @@ class Machine(RuleBasedStateMachine):
         self.batches: list[Batch] = []
         self.readers: list[Reader] = []
         self.cursors: list[str] = []  # that somebody may come back with
+        self.public_cursors: list[str] = []  # of public events
+        self.last_asked: ReplayRequest | None = None
         self.lives = 0
         self.began = Mark(0, 0.0)
 
@@ -248,7 +260,12 @@ class Machine(RuleBasedStateMachine):
         self.learn_what_was_stored()
         self.running = self.loop.create_task(self.store.run())
         self.surroundings = Surroundings(
-            self.fanout, self.store, self.on_loop(asyncio.Lock), lambda: PING, 3600.0, shared_parts()
+            self.fanout,
+            self.store,
+            self.on_loop(asyncio.Lock),
+            lambda: PING,
+            3600.0,
+            Expiring(1.0, 16, lambda: self.now_ns / 1e9),
         )
         self.turns(3)
 
@@ -272,6 +289,8 @@ class Machine(RuleBasedStateMachine):
         self.history.append(known)
         self.delivered_now.append(known)
         self.cursors.append(event.stamp.cursor)
+        if not known.private:
+            self.public_cursors.append(event.stamp.cursor)
 
     def learn_what_was_stored(self) -> None:
         """Events that nobody was told of, when the store was killed, may be there: a whole batch or none."""
@@ -427,27 +446,49 @@ class Machine(RuleBasedStateMachine):
         steps["prune"] += 1
         self.run(self.store.prune())
 
-    @rule(clean=st.booleans(), milliseconds=st.sampled_from([50, 5000, -5000]))
-    def restart(self, clean: bool, milliseconds: int) -> None:
-        """The server is stopped or killed, and started again. A file does not mind a clock set back."""
+    @rule(
+        clean=st.booleans(),
+        milliseconds=st.sampled_from([50, 5000, -5000]),
+        publishes=st.lists(st.sampled_from(PATHS), max_size=3),
+    )
+    def restart(self, clean: bool, milliseconds: int, publishes: list[str]) -> None:
+        """The server is stopped or killed, and started again. A file does not mind a clock set back.
+
+        Who was there comes back with the cursor that it had, and meanwhile others publish.
+        """
         steps["restart"] += 1
+        coming = [(reader.resumes(), reader.path, reader.rights[-1]) for reader in self.readers]
         self.end(clean=clean)
         self.now_ns += (milliseconds if self.in_file else abs(milliseconds)) * 1_000_000
         self.start()
+        for comes, path in itertools.zip_longest(coming[:6], publishes):
+            if comes:
+                self.come(*comes)
+                self.quiet()
+            if path:
+                self.publish(path, 1, 0)
 
     @rule(
         path=st.sampled_from(ASKED_PATHS),
         rights=st.sampled_from(RIGHTS),
-        how=st.sampled_from(["cursor", "cursor", "cursor", "last", "since", "all", "live", "never heard of"]),
+        how=st.sampled_from(HOW),
         which=st.integers(0, 30),
+        others=st.lists(st.sampled_from(ASKED_PATHS), max_size=2),
     )
-    def subscribe(self, path: str, rights: Rights, how: str, which: int) -> None:
-        """Somebody comes, with a cursor that it or another one had, or a time, or neither."""
+    def subscribe(self, path: str, rights: Rights, how: str, which: int, others: list[str]) -> None:
+        """Somebody comes, perhaps not alone, with a cursor that any of them had, or a time, or neither."""
+        asked = self.last_asked if how == "the same" else self.asked(how, which)
+        self.last_asked = asked
+        for each in (path, *others):
+            self.come(asked, each, rights)
+            self.turns(which % 3)
+
+    def come(self, asked: ReplayRequest | None, path: str, rights: Rights) -> None:
+        """A reader comes."""
         steps["subscribe"] += 1
-        reader = Reader(self.asked(how, which), path, rights)
+        reader = Reader(asked, path, rights)
         self.readers.append(reader)
         reader.opening = self.loop.create_task(self.open(reader))
-        self.turns(which % 3)
 
     def asked(self, how: str, which: int) -> ReplayRequest | None:
         """What it asks for."""
@@ -463,9 +504,10 @@ class Machine(RuleBasedStateMachine):
             return ReplayRequest(
                 since=self.history[-which].timestamp if 0 < which < len(self.history) else seconds
             )
-        if not self.cursors:
+        cursors = self.public_cursors if how == "public" else self.cursors
+        if not cursors:
             return ReplayRequest(cursor=stamp_at(self.began.position - which, 0.0).cursor)
-        return ReplayRequest(cursor=self.cursors[-1 if how == "last" else -1 - which % len(self.cursors)])
+        return ReplayRequest(cursor=cursors[-1 - which % len(cursors) if how == "any" else -1])
 
     async def open(self, reader: Reader) -> None:
         """As the server does: see pypubsub.Server._subscribe()."""
@@ -544,10 +586,8 @@ class Machine(RuleBasedStateMachine):
         steps["leave"] += 1
         reader = self.readers.pop(which % len(self.readers))
         self.check(reader, final=False)
-        for line in reader.lines[::-1]:
-            if line != PING.strip():
-                self.cursors.append(json.loads(line)["pubsub_cursor"])
-                break
+        if (again := reader.resumes()) and again.cursor is not None:
+            self.cursors.append(again.cursor)
         self.leave(reader)
         self.turns(2)
 
