@@ -4,8 +4,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictStr
 
-from core.config import Section
+from core.config import Section, shown_key
 from core.rights import EVERY_EVENT, Rights, Segment
+from core.topics import PRIVATE
 
 TOPIC_FORM = "a topic: text that is not empty and has no / and no comma"
 
@@ -46,6 +47,15 @@ class Grants(Section):
         """The same as one object."""
         sees: set[Segment] = {frozenset(topics) or EVERY_EVENT for topics in self.acl.values()}
         return Rights(frozenset(sees), frozenset(self.topics))
+
+    def warnings(self) -> list[str]:
+        """What an operator should know about valid grants, each with its key."""
+        return [
+            f'acl.{shown_key(segment)}: begins with "{PRIVATE}", which does not stand for private events'
+            f" here: it is met by a second one in their path, as in /{PRIVATE}/a/{PRIVATE}"
+            for segment, topics in self.acl.items()
+            if topics[:1] == (PRIVATE,)
+        ]
 
 
 def _in_full(value: object) -> object:

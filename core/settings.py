@@ -189,6 +189,8 @@ class LdapConfig(Section):
             found.append("clients.ldap.verify: is off, so anybody in between can take the directory's place")
         if not self.verify and self.ca_file:
             found.append("clients.ldap.ca_file: has no effect while clients.ldap.verify is off")
+        for dn, grants in self.acl.items():
+            found += [f"clients.ldap.acl.{dn}.{warning}" for warning in grants.warnings()]
         return found
 
 

@@ -39,7 +39,7 @@ def parse(text: bytes, *, keys_once: bool) -> Document:
         if size - survey.distinct > MOST_ALIASED:
             raise TooMuchError(f"its aliases (*name) stand for more than {MOST_ALIASED} values")
         pairs = root.value if isinstance(root, yaml.MappingNode) else []
-        aliased = frozenset(key.value for key, value in pairs if value in survey.aliased)
+        aliased = frozenset(str(key.value) for key, value in pairs if value in survey.aliased)
         content = loader.construct_document(root)
         while isinstance(root.value, list) and root.value:
             root.value.pop()  # one by one, or no other thread runs while all of them are given back

@@ -21,7 +21,6 @@ from core.errors import ConfigError
 from core.grants import TOPIC_FORM, Grants, is_topic
 from core.login import alike, digest_of, problem_with_password, problem_with_user
 from core.rights import Rights
-from core.topics import PRIVATE
 from core.yaml_file import Document
 from plugins.acl_passwords import cost_class, is_hash, problem_with_hash
 
@@ -148,16 +147,11 @@ class _Reading:
             raise ConfigError([f"{path}: {shown}: {problem}"])
         read = build(Entry, entry, path, above=(name,))
         self._by_name[name] = User(read.password, read.rights, digest_of(name, read.password))
-        self._warnings += [
-            f'{shown}.acl.{shown_key(segment)}: begins with "{PRIVATE}", which does not stand for private'
-            f" events here: it is met by a second one in their path, as in /{PRIVATE}/a/{PRIVATE}"
-            for segment, topics in read.acl.items()
-            if topics[:1] == (PRIVATE,)
-        ]
+        self._warnings += [f"{shown}.{warning}" for warning in read.warnings()]
 
     def _warn_of_unknown_keys(self, shown: str, entry: dict[Any, Any]) -> None:
         """An entry without a password may have it in the place of a key, which is then not shown."""
-        for key in entry.keys() - _KEYS:
+        for key in (key for key in entry if key not in _KEYS):
             if key not in self._suggestions:
                 self._suggestions[key] = suggestion(Entry, (key,))
             meant = self._suggestions[key]

@@ -23,6 +23,7 @@ from core.authentication import Authentication
 from core.errors import ConfigError
 from core.login import Login, NoStreams, WrongCredentials
 from core.rights import EVERY_EVENT, Rights
+from core.settings import load
 from core.topics import publish_path
 from daemon import ROOT, Daemon, basic
 from plugins import acl
@@ -213,6 +214,19 @@ def test_a_segment_with_private_within_is_what_it_says(tmp_path: Path) -> None:
     assert users
     assert users.warnings == []
     assert users.by_name["alice"].rights.may_see(publish_path("/private/svn/private/committers/commit"))
+
+
+def test_a_segment_of_a_directory_that_begins_with_private_is_warned_of(tmp_path: Path) -> None:
+    """As one of the file."""
+    acl = {"cn=a,dc=example": {"s": ["private", "git"]}, "cn=b,dc=example": ["svn", "private"]}
+    (tmp_path / "pypubsub.yaml").write_text(
+        yaml.safe_dump(
+            {"clients": {"ldap": {"uri": "ldaps://h", "user_dn": "uid=%s", "base_scope": "dc=a", "acl": acl}}}
+        )
+    )
+    _, warnings = load(tmp_path / "pypubsub.yaml")
+    (warning,) = [warning for warning in warnings if "ldap" in warning]
+    assert 'clients.ldap.acl.cn=a,dc=example.acl.s: begins with "private"' in warning
 
 
 def test_a_user_without_a_password_is_nobody_elsewhere(tmp_path: Path) -> None:
