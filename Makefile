@@ -1,12 +1,15 @@
 # make run: serve on port 2069.  make test: all tests.  make check: what CI runs.  make bench: figures.
 PYTHON ?= python3
+NEXT_PYTHON ?= python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
-OVER_SOCKETS := $(addprefix tests/test_, $(addsuffix .py, asfpy backlog command_line crash handover limits \
-	publish quick slow_readers stream tls))
+OVER_SOCKETS := $(addprefix tests/test_, $(addsuffix .py, asfpy backlog command_line crash handover http_forms \
+	limits publish quick requests slow_readers stream tls))
+# for sed: of each requirement the oldest version that is accepted, as in make test-sockets REQUIRED='$(OLDEST)'
+OLDEST := s/>=\([0-9.]*\),[^;\# ]*/==\1/
 WEBHOOKS := .demo/node_modules/@octokit/webhooks-examples
 
-.PHONY: run test test-asyncio lint check demo bench clean
+.PHONY: run test test-sockets lint check check-next-python demo bench clean
 
 run: $(VENV)/run
 	@echo 'In one terminal:  curl -N http://127.0.0.1:2069/fruits'
@@ -21,11 +24,20 @@ lint: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# what talks to the daemon over sockets, once more with the other event loop
-test-asyncio: $(VENV)/test
-	PYPUBSUB_LOOP=asyncio $(BIN)/python -m pytest $(OVER_SOCKETS)
+# what talks to the daemon over sockets
+test-sockets: $(VENV)/test
+	$(BIN)/python -m pytest $(OVER_SOCKETS)
 
-check: lint test test-asyncio
+# each event loop, each Python, and of each requirement the newest version and the oldest that is accepted
+check: check-next-python lint test
+	PYPUBSUB_LOOP=asyncio $(MAKE) test-sockets VENV=$(VENV)-oldest REQUIRED='$(OLDEST)'
+	$(MAKE) test-sockets VENV=$(VENV)-next PYTHON=$(NEXT_PYTHON)
+	PYPUBSUB_LOOP=asyncio $(MAKE) test-sockets VENV=$(VENV)-next-oldest PYTHON=$(NEXT_PYTHON) \
+		REQUIRED='$(OLDEST)'
+
+check-next-python:
+	@$(NEXT_PYTHON) -c 'import venv' || \
+		{ echo 'make check needs Python 3.13 as well: make check NEXT_PYTHON=/path/to/python3.13' >&2; exit 1; }
 
 demo: $(VENV)/run $(WEBHOOKS)/package.json
 	$(BIN)/python clients/python/demo.py $(WEBHOOKS)
@@ -34,15 +46,16 @@ bench: $(VENV)/test
 	$(BIN)/python tests/bench $(BENCH)
 
 clean:
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) $(VENV)-* .demo
 
 $(VENV)/run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
+	sed '$(REQUIRED)' requirements.txt > $(VENV)/requirements.txt
+	$(BIN)/pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt
 	touch $@
 
 $(VENV)/test: $(VENV)/run tests/requirements.txt
-	$(BIN)/pip install -q --disable-pip-version-check -r tests/requirements.txt
+	$(BIN)/pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt -r tests/requirements.txt
 	touch $@
 
 $(WEBHOOKS)/package.json:
