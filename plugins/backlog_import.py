@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from core.cursor import TICKS_PER_SECOND, Mark, stamp_at
 from core.errors import Refused, StartError
-from core.event import MAX_DEPTH, Event, depth_of, opening_of
+from core.event import MAX_DEPTH, MAX_INTEGER_DIGITS, Event, depth_of, opening_of
 from core.replay import is_cursor
 from core.store import Accepted
 from core.topics import publish_path
@@ -72,7 +72,8 @@ def import_old_backlog(path: Path, size: int, max_line_size: int, now: Mark) -> 
         _remove(new_path)
         raise
     _sync(path.parent)
-    log.info("%s: %d events imported from a backlog of PyPubSub 0.7, which is now %s", path, count, kept)
+    events = "event" if count == 1 else "events"
+    log.info("%s: %d %s imported from a backlog of PyPubSub 0.7, which is now %s", path, count, events, kept)
 
 
 def _remove(path: Path) -> None:
@@ -133,7 +134,7 @@ def _events(path: Path, max_line_size: int, now: Mark) -> Iterator[_Old | None]:
                 cursor = payload.get("pubsub_cursor")
                 opening = opening_of(payload, publish_path(event_path), max_line_size)
             except (Refused, ValueError, KeyError, TypeError, RecursionError) as error:
-                log.warning("%s: line %d skipped: %s", path, number, _reason(error))
+                log.warning("%s: line %d skipped: %s", path, number, _reason(error, line))
                 yield None
                 continue
             timestamp = min(max(timestamp, at), now.timestamp)  # never less than that of the event before
@@ -161,12 +162,21 @@ def _read(line: bytes) -> tuple[float, str, dict[str, Any]]:
     return float(timestamp), "/".join(["private", *topics] if entry["private"] else topics), payload
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"{error} is missing"
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON (cut short?): {error.msg} at column {error.colno}"
-    return "nested too deep" if isinstance(error, RecursionError) else str(error)
+def _reason(error: Exception, line: bytes) -> str:
+    reason = str(error)
+    if not line.strip(b"\0 \t\r\n"):
+        reason = "a line of NULs, as a crash of the machine leaves them"
+    elif isinstance(error, KeyError):
+        reason = f'"{error.args[0]}" is missing'
+    elif isinstance(error, UnicodeDecodeError) or b"\0" in line:  # json takes NULs for UTF-16 or UTF-32
+        reason = "not UTF-8"
+    elif isinstance(error, json.JSONDecodeError):
+        reason = f"not JSON from column {error.colno} on: perhaps cut short"
+    elif isinstance(error, RecursionError):
+        reason = f"nested more than {MAX_DEPTH} deep"
+    elif reason.startswith("Exceeds the limit"):  # of int(), to which json leaves long integers
+        reason = f"an integer of more than {MAX_INTEGER_DIGITS} digits"
+    return reason
 
 
 def _keep(path: Path) -> Path:

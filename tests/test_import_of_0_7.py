@@ -33,7 +33,7 @@ BEGAN = 1_588_132_959.6066568  # time of the first event
 CURSOR_OF_0_7 = "1c4a1ac8-1b22-4d5f-8a5f-0f4c8a1e6f9b"  # a random UUID
 CURSOR = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 MAX_LINE = 5000
-IMPORTED = "events imported"
+IMPORTED = " imported from "
 
 
 def entry(seconds: float, payload: Any, topics: Any = ("fruits", "apples"), **others: Any) -> bytes:
@@ -102,6 +102,18 @@ BAD = {
     "no topics": without("topics") + b"\n",
     "no payload": without("json") + b"\n",
     "nothing about privacy": without("private") + b"\n",
+    "a line of NULs": b"\0" * 4096 + b"\n",
+    "a line that begins with NULs": b"\0" * 30 + entry(1, {}),
+}
+REASONS = {  # in the words of people, not of Python
+    "half a line": "not JSON from column 49 on: perhaps cut short",
+    "no UTF-8": "not UTF-8",
+    "a list": "no JSON object",
+    "deeper than Python can read": "nested more than 500 deep",
+    "an integer of 5000 digits": "an integer of more than 4300 digits",
+    "no topics": '"topics" is missing',
+    "a line of NULs": "a line of NULs, as a crash of the machine leaves them",
+    "a line that begins with NULs": "not UTF-8",
 }
 LINES = [*GOOD[:3], *BAD.values(), b"\n", b"  \n", *GOOD[3:], entry(12, {"n": 8})[:-20]]
 FIRST_BAD = 4  # its line's number
@@ -286,6 +298,13 @@ def test_a_bad_line_is_reported_and_skipped(imported: Daemon, kind: str) -> None
     """With its number, in one line of the log."""
     number = FIRST_BAD + list(BAD).index(kind)
     assert len([line for line in with_level(imported, "WARNING") if f"line {number} " in line]) == 1
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_the_reason_is_said_in_plain_words(imported: Daemon, kind: str) -> None:
+    """Whatever the error was called where it was found."""
+    number = FIRST_BAD + list(BAD).index(kind)
+    assert [line for line in imported.log if line.endswith(f"line {number} skipped: {REASONS[kind]}")]
 
 
 def test_only_the_bad_lines_are_reported(imported: Daemon) -> None:
