@@ -33,11 +33,12 @@ from aiohttp.http import HttpVersion11, RawRequestMessage
 from core import __version__, logs
 from core.access import UNIX, CertificateNames, Networks, publisher_address
 from core.authentication import Authentication
-from core.body import inflate, too_large
+from core.body import inflate, refuse_form, too_large, without_mark
 from core.cursor import Mark, Stamp
 from core.errors import RETRY_AFTER, ConfigError, Refused, StartError
 from core.event import count_ndjson, parse_ndjson, parse_payload
 from core.fanout import PING_TURNS, Fanout
+from core.fields import only_known, only_one
 from core.following import Follower, Surroundings, shared_parts
 from core.framing import wire_form
 from core.http import (
@@ -46,6 +47,7 @@ from core.http import (
     connection_of,
     continue_if_expected,
     head_too_large,
+    is_spoken,
     receive,
     shown_path,
     size_of_fields,
@@ -56,7 +58,7 @@ from core.listening import Listeners, url
 from core.login import AUTHENTICATE, Login, NoStreams, NotLoggedIn, WrongCredentials, problem_with_password
 from core.quick import accepted_answer
 from core.refusals import Refusals
-from core.replay import Placement, ReplayRequest, replay_request
+from core.replay import HEADERS, QUERY_KEYS, Placement, ReplayRequest, replay_request
 from core.rights import Rights
 from core.settings import BacklogConfig, Config, load
 from core.store import Accepted
@@ -72,12 +74,13 @@ from plugins.acl_users import Users, read_users
 log = logging.getLogger("pypubsub")
 
 SERVER = f"PyPubSub/{__version__}"  # in the head of every answer
-NDJSON_TYPE = "application/x-ndjson"
+NDJSON_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 STREAM_TYPE = "application/vnd.pypubsub-stream"
 ALLOWED_METHODS = "GET, HEAD, OPTIONS, POST, PUT"
 MOST_GROWTH = 100  # times max_payload_size that a batch's lines may have, which all hold its path
 MAX_HELD_REFUSALS = 1000
 MOST_QUERY_KEYS = 64
+END_OF_INPUT = 0.01  # seconds until nc -N, into which requests are piped, has closed its side
 LOOPS = ("auto", "asyncio", "uvloop")  # auto: uvloop if it is there
 ADDRESS = "address"  # what a request keeps of its own, in aiohttp's dictionary for that
 CORS_REQUEST_HEADERS = (
@@ -303,8 +306,12 @@ class Server:
         connection = connection_of(request)
         if refused := connection.http.limits.refusal(connection.place):
             raise refused
+        if not is_spoken(request):
+            raise Refused(505, "HTTP/1.1 is known here, and HTTP/1.0", close=True)
         if size_of_fields(request) > MAX_HEAD:
             raise head_too_large()
+        if request.headers.get("Transfer-Encoding", "chunked").strip().lower() != "chunked":
+            raise Refused(501, "Transfer-Encoding: only chunked is known here", close=True)
         match request.method:
             case "GET":
                 return await self._subscribe(request)
@@ -337,7 +344,7 @@ class Server:
     def note_refusal(self, refused: Refused, what: str, peer: str | None) -> None:
         """Count a refusal, and log it if there were not too many like it."""
         left_out = self._refusals.add(refused.status, refused.reason)
-        if left_out is None:
+        if left_out is None or refused.quiet:
             return
         log.info("refused %s from %s: %d %s", what, peer, refused.status, refused.message)
         if left_out:
@@ -405,12 +412,13 @@ class Server:
         try:
             path = parse_publish_path(request.rel_url.raw_path)
             self._requests -= path.private
+            only_one(request.headers, "Idempotency-Key")
             publisher, login = await self._authorize(request, path)
             body = await self._read_body(request)
             ask = None
             if (key := request.headers.get("Idempotency-Key")) is not None:
                 ask = ask_again(publisher, path.text, key, body)
-            events = count_ndjson(body) if request.content_type == NDJSON_TYPE else 1
+            events = count_ndjson(body) if request.content_type in NDJSON_TYPES else 1
             with self._intake.waiting.hold(publisher, len(body)):
                 async with self._intake.turn(publisher, events):
                     openings = await self._parse(request, path, body)
@@ -469,8 +477,14 @@ class Server:
         headers = request.headers
         self._web_pages.check(headers)
         address = self._address(request)
+        secured = self._secure_topics & path.all_topics
+        # the certificate is the peer's: a proxy's says nothing of those for whom it speaks
+        from_peer = address == connection_of(request).peer
+        certified = from_peer and self._certified.hold(request.get_extra_info("peercert"))
+        if not secured and address is not None and (certified or self._publishers.hold(address)):
+            return address, None  # credentials change nothing, and publishers send some to whomever
         login = await self._log_in(request, address)
-        if secured := self._secure_topics & path.all_topics:
+        if secured:
             if "Authorization" not in headers:
                 topics = ", ".join(sorted(secured))
                 raise Refused(401, f"credentials are needed to publish on {topics}", headers=AUTHENTICATE)
@@ -478,13 +492,8 @@ class Server:
                 raise no_right_to(secured)
             self._check_rights(login, path)
             return login.name, login
-        # the certificate is the peer's: a proxy's says nothing of those for whom it speaks
-        from_peer = address == connection_of(request).peer
-        certified = from_peer and self._certified.hold(request.get_extra_info("peercert"))
-        if address is None or not (certified or self._publishers.hold(address)):
-            keys = "clients.payloaders" + (", payloader_certs" if self.config.certified_publishers else "")
-            raise Refused(403, f"{address or 'an unknown address'} may not publish here (see {keys})")
-        return (login.name if login else address), login
+        keys = "clients.payloaders" + (", payloader_certs" if self.config.certified_publishers else "")
+        raise Refused(403, f"{address or 'an unknown address'} may not publish here (see {keys})")
 
     def _check_rights(self, login: Login, path: PublishPath) -> None:
         """Raises WrongCredentials, or Refused(403) for secure topics, by what a user may do by now."""
@@ -519,6 +528,7 @@ class Server:
     async def _read_body(self, request: web.BaseRequest) -> bytes:
         """The body, inflated. Raises Refused."""
         limit = self.config.server.max_payload_size
+        only_one(request.headers, "Content-Encoding")
         encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
             raise Refused(
@@ -532,14 +542,16 @@ class Server:
         body = await receive(request, limit)
         if encoding not in ("", "identity"):
             body = inflate(body, limit)
+        body = without_mark(body)
         if not body:
             raise Refused(400, "there is no body: expected a JSON object")
+        refuse_form(request.content_type, body)
         return body
 
     async def _parse(self, request: web.BaseRequest, path: PublishPath, body: bytes) -> list[str]:
         """The openings of the event, or the events, in a body. Raises Refused, and then none is published."""
         limit = self.config.server.max_line_size
-        if request.content_type != NDJSON_TYPE:
+        if request.content_type not in NDJSON_TYPES:
             return [parse_payload(body, path, limit)]
         openings = []
         piece = Slice()
@@ -559,10 +571,13 @@ class Server:
         self, request: web.BaseRequest, path: PublishPath, accepted: Accepted, *, replayed: bool
     ) -> web.Response:
         _, cursor, timestamp = accepted.last
-        if request.content_type == NDJSON_TYPE:
-            text, fields = f"accepted {accepted.events} events", {"cursor": cursor, "count": accepted.events}
+        if request.content_type in NDJSON_TYPES:
+            events = "event" if accepted.events == 1 else "events"
+            text = f"accepted {accepted.events} {events}"
+            fields = {"cursor": cursor, "count": accepted.events}
         else:
-            text, fields = "accepted", {"cursor": cursor, "timestamp": timestamp, "path": path.text}
+            text = "accepted"
+            fields = {"cursor": cursor, "timestamp": timestamp, "path": path.text}
         response = self._answer(request, 202, text, fields)
         response.headers["X-Cursor"] = cursor
         if replayed:
@@ -575,13 +590,18 @@ class Server:
         if request.rel_url.raw_query_string.count("&") >= MOST_QUERY_KEYS:
             raise Refused(400, f"there are more than {MOST_QUERY_KEYS} keys in the query")
         subscription = parse_subscription(request.rel_url.raw_path)
-        asked = replay_request(request.headers, request.query, time.time())
+        only_known(request.query, QUERY_KEYS)
+        only_one(request.query, *QUERY_KEYS)
+        only_one(request.headers, *HEADERS)
+        asked = replay_request(request.headers, request.query, max(time.time(), self._intake.latest))
         login = await self._log_in(request, self._address(request))
         user_agent = request.headers.get("User-Agent", "")
-        wire = wire_form(
-            http_1_0=request.version < HttpVersion11,
-            nul_terminated=any(name in user_agent for name in self.config.clients.oldschoolers),
-        )
+        http_1_0 = request.version < HttpVersion11
+        oldschool = any(name in user_agent for name in self.config.clients.oldschoolers)
+        # svnpubsub's clients do not say who they are
+        wire = wire_form(http_1_0=http_1_0, nul_terminated=oldschool or (http_1_0 and not user_agent))
+        if not user_agent:
+            await asyncio.sleep(END_OF_INPUT)
         now, placement = await self._place(asked, login)
         response = web.StreamResponse(
             headers=self._headers(request)

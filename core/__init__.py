@@ -9,6 +9,7 @@ An event runs through these modules in this order:
     authentication  who they are: from the header Authorization to a login
     quick           which publishes are answered where they are read, without aiohttp's machinery
     topics          a URL path -> the topics of a publish, or a Subscription
+    fields          header fields and query keys: their number and their names
     body            a body, inflated within its limit
     event           a payload -> an Event, with its bytes for each wire form
     turns           how those who bring many events share the server with everybody else
@@ -34,6 +35,7 @@ Beside that road:
     fair_line       who waits for a thread that checks a log-in, and for how long
     connections     how many there may be, in all and from one address
     refusals        what was refused, counted
+    log_line        a line of the log stays one line
     rights          what somebody may see and say
     grants          rights as the configuration files write them
     expiring        a table that forgets

@@ -57,6 +57,11 @@ class Stamps:
         self._monotonic_ns = monotonic()
         self._position = 0
 
+    @property
+    def latest(self) -> float:
+        """The time of the last stamp, in Unix seconds; it may be ahead of the clock."""
+        return self._now_ns / 1e9
+
     def go_on_after(self, mark: Mark) -> None:
         """Make stamps from here on that come after those of an earlier life."""
         self._now_ns = max(self._now_ns, round(mark.timestamp * 1e9))

@@ -13,6 +13,7 @@ class Refused(Exception):  # noqa: N818 (it says what happened to the request)
     headers: added to the answer, such as WWW-Authenticate or Retry-After.
     close: the connection cannot be used for another request.
     reason: a short word that refusals are counted by, where others have the same status.
+    quiet: it is counted, and not worth a line of the log.
     """
 
     def __init__(
@@ -23,6 +24,7 @@ class Refused(Exception):  # noqa: N818 (it says what happened to the request)
         headers: Mapping[str, str] | None = None,
         close: bool = False,
         reason: str = "",
+        quiet: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -30,6 +32,7 @@ class Refused(Exception):  # noqa: N818 (it says what happened to the request)
         self.headers = dict(headers or {})
         self.close = close
         self.reason = reason
+        self.quiet = quiet
 
 
 class ConfigError(Exception):

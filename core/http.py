@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractAccessLogger
-from aiohttp.http import HttpVersion11, RawRequestMessage
+from aiohttp.http import HttpVersion, HttpVersion10, HttpVersion11, RawRequestMessage
 from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
@@ -37,8 +37,9 @@ MAX_HEAD = 64 * 1024  # bytes of all header fields together
 PARSED_AT_ONCE = 4 * 1024  # bytes in which there may be chunks; 256 KiB of the smallest would take 50 ms
 MOST_HELD = 64 * 1024  # bytes of a chunked body that are read before it is parsed
 BODY_TIMEOUT = 60.0  # seconds a request's body may take
+ANSWER_TIMEOUT = 5.0  # seconds that an answer may take to whom nothing more comes from: it may have gone
+MOST_PIECES = 100  # heads and bodies that are parsed one by one of what has come at once
 LINGER = 3.0  # seconds that a refused head or body is read on for, so that the answer is not lost to a reset
-
 
 # asyncio keeps a buffer for each connection to read TLS into: of 256 KiB, for records of 16 KiB at most.
 # 300 idle connections took 279 KiB each, and 55 with this.
@@ -73,10 +74,14 @@ class Connection(web.RequestHandler):
     """A connection of aiohttp's that is counted, knows its peer, and deals with malformed heads our way."""
 
     __slots__ = (
+        "ahead",
         "body",
+        "body_size",
         "chunked",
         "given_up",
+        "half_closed",
         "handed_over",
+        "head_end",
         "head_size",
         "head_timer",
         "held",
@@ -97,11 +102,15 @@ class Connection(web.RequestHandler):
         self.opened = False  # whether connection_made() was called: not before a TLS handshake has ended
         self.head_timer: asyncio.TimerHandle | None = None  # while a request's head is to come
         self.head_size = 0  # bytes of an incomplete head that have come
+        self.head_end = b""  # the last of them
         self.body: StreamReader | None = None  # of the last request, if it had not all come with its head
+        self.body_size = 0  # its Content-Length
         self.chunked = False  # whether that is in chunks
         self.held: bytearray | None = None  # what is not parsed yet, while such a body is under way
         self.wanted = False  # whether it has been asked for
         self.may_be_chunked = False  # what comes next: it may belong to a head that began before
+        self.ahead = b""  # what has come and is not parsed yet, as too many requests wait
+        self.half_closed: asyncio.TimerHandle | None = None  # ends it, once the client sends no more
         self.given_up: Refused | None = None  # what is wrong with a head: what comes after it is dropped
         self.handed_over = False
         self.taking = False  # whether a plain publish has been taken and is to be answered
@@ -176,30 +185,86 @@ class Connection(web.RequestHandler):
         count = self._request_count
         waiter, self._waiter = self._waiter, None  # lest aiohttp wakes the task that answers
         idle = waiter is not None and not waiter.done() and not self.taking
-        in_body = self.body is not None and not self.body.is_eof()
+        in_body = self._in_body
         taken = False
         try:
-            super().data_received(data)
+            self._feed_all(data)
             if self._request_count != count:
-                message, payload = self._messages[-1]
-                self.body = None if payload.is_eof() else payload
-                self.chunked = isinstance(message, RawRequestMessage) and message.chunked
-                self.wanted = False
                 taken = idle and self._publish_at_once(len(data))
         finally:
             self._waiter = waiter
         self.may_be_chunked = not taken
-        self.held = bytearray() if self.chunked and self.body is not None and not self.body.is_eof() else None
+        self.held = bytearray() if self.chunked and self._in_body else None
         if self._request_count != count:
             self._expect_no_head()
             if idle and not taken:
                 self._wake()
-        elif not in_body:  # a part of the next request's head, perhaps while one before is being answered
+        elif data and not in_body:  # a part of the next head, perhaps while a request is being answered
             if self.head_timer is None:
                 self._expect_head()
             self.head_size += len(data)
+            self.head_end = data[-10:]
             if self.head_size > 2 * MAX_HEAD:  # with the target, and what is between the fields
                 self._give_up(head_too_large())
+
+    @property
+    def _in_body(self) -> bool:
+        return self.body is not None and not self.body.is_eof()
+
+    def _feed_all(self, data: bytes) -> None:
+        """Have aiohttp parse what has come, as far as there is room for it.
+
+        Each head and each body is a piece of its own: with what cannot be parsed aiohttp drops all that is in
+        front of it in the same piece, and with a request to upgrade all that is behind it.
+        """
+        if is_one_request(data) and not self.ahead:  # as nearly all are
+            self._feed(data)
+            return
+        if self.ahead or not data:
+            self._feed(b"")  # the parser may hold a part of a body
+            data, self.ahead = self.ahead + data, b""
+        start, pieces = 0, 0
+        while start < len(data) and not self.given_up and not self._reading_paused:
+            if len(self._messages) >= self._max_msg_queue_size:
+                self.ahead = data[start:]
+                return
+            pieces += 1
+            end = self._end_of_piece(data, start) if pieces < MOST_PIECES else len(data)
+            self._feed(data[start:end])
+            start = end
+        self.ahead = data[start:]
+
+    def _end_of_piece(self, data: bytes, start: int) -> int:
+        if self.body_size and self.body is not None and not self.body.is_eof():
+            return start + self.body_size - self.body.total_bytes
+        if data[start] in b"\r\n":  # the rest of the last line of a head, or of chunks
+            start += len(data[start : start + 4]) - len(data[start : start + 4].lstrip(b"\r\n"))
+            return start
+        end = data.find(b"\r\n\r\n", start)
+        return end + 4 if end >= 0 else len(data)
+
+    def _feed(self, data: bytes) -> None:
+        count = self._request_count
+        super().data_received(data)
+        if self._upgraded and self._parser is not None:  # nothing is spoken here but HTTP/1.1
+            self._parser.set_upgraded(False)
+            self._upgraded = False
+        if self._request_count == count:
+            return
+        message, payload = self._messages[-1]
+        if isinstance(message, RawRequestMessage):
+            if message.version == HttpVersion10 and b" RTSP/1.0\r\n" in self.head_end + data:
+                self._messages[-1] = message._replace(version=HttpVersion(0, 0)), payload
+            self.body = None if payload.is_eof() else payload
+            self.chunked, self.wanted = message.chunked, False
+            if self.body is not None:
+                self.body_size = 0 if message.chunked else int(message.headers.get("Content-Length", 0))
+            return
+        self.given_up = malformed(message.status, message.exc, message.message)
+        if self.body is not None and self._in_body:  # its reader says what is wrong
+            self._messages.pop()
+            self.body.set_exception(web.RequestPayloadError())
+            self.body.feed_eof()
 
     def _wake(self) -> None:
         """Have aiohttp's task handle the requests that wait."""
@@ -246,6 +311,9 @@ class Connection(web.RequestHandler):
             self._messages.popleft()
             self._parser.message_consumed()
             self.transport.write(self.http.answers.accepted_answer(taken.result()))
+            if self.half_closed and not self._messages:
+                self.force_close()
+                return
             self._watch_idleness()
         if self._messages:
             self._wake()
@@ -288,21 +356,46 @@ class Connection(web.RequestHandler):
             self.head_timer.cancel()
             self.head_timer = None
             self.head_size = 0
+            self.head_end = b""
 
     def _head_is_late(self, timeout: float) -> None:
-        late = f"the request's head did not come within {timeout:g} seconds"
-        self._give_up(
-            self.http.limits.refusal(self.place) or Refused(408, late, close=True, reason="head_timeout")
+        silent = not self.head_size  # as connections are that browsers open in advance
+        late = Refused(
+            408,
+            f"the request's head did not come within {timeout:g} seconds",
+            close=True,
+            reason="silent" if silent else "head_timeout",
+            quiet=silent,
         )
+        self._give_up(self.http.limits.refusal(self.place) or late)
 
     def _give_up(self, refused: Refused) -> None:
         self._expect_no_head()
         self.given_up = refused
         super().data_received(NO_HEAD)  # which handle_error() answers
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None
+        """The client sends no more: it has gone, or waits for an answer to what it has sent.
+
+        Over TLS no connection can be half closed. True: this side is not closed.
+        """
+        if self.transport is None or self.transport.get_extra_info("sslcontext"):
+            return False
+        idle = self._waiter is not None and not self._waiter.done()
+        if (self._in_body and not self.held) or not (self._messages or (self._request_count and not idle)):
+            return False
+        self._expect_no_head()
+        if not self._messages:
+            self.close()  # behind the answer that is under way
+        if self.half_closed is None:
+            self.half_closed = self._loop.call_later(ANSWER_TIMEOUT, self.transport.abort)
+        return True
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is gone."""
         self._expect_no_head()
+        if self.half_closed:
+            self.half_closed.cancel()
         self.http.limits.leave(self.peer, self.place)
         super().connection_lost(exc)
 
@@ -312,10 +405,14 @@ class Connection(web.RequestHandler):
         The task that handles the request is cancelled at its next await.
         """
         stream = Stream(self.http.limits, self.peer, self.place, writing_paused=self.writing_paused)
+        if self.half_closed:
+            self.half_closed.cancel()
+            stream.watch(transport)
         self.handed_over = True
         self.transport = None  # lest aiohttp close it
         transport.set_protocol(stream)
-        transport.resume_reading()  # aiohttp may have paused it; only who reads notices that a reader is gone
+        if not self.half_closed:  # aiohttp may have paused it; only who reads notices that a reader is gone
+            transport.resume_reading()
         super().connection_lost(None)
         return stream
 
@@ -340,8 +437,12 @@ class Connection(web.RequestHandler):
         if self.held is not None and request.content is self.body:
             resp.force_close()
             self._leave_body()
+        if not is_spoken(request) or (self.given_up and not self._messages):
+            request._cache["version"] = HttpVersion11  # whatever the client speaks, or aiohttp thinks it does
         finished = await super().finish_response(request, resp, start_time)
-        if self.given_up and self.transport is not None and not self._messages:
+        if self.half_closed and not self._messages:
+            self.close()
+        elif self.given_up and self.transport is not None and not self._messages:
             if self.transport.can_write_eof():
                 self.transport.write_eof()
             await asyncio.sleep(LINGER)  # or until the client hangs up, which cancels this
@@ -423,6 +524,19 @@ def head_too_large() -> Refused:
     return Refused(
         431, f"the header fields have more than {MAX_HEAD} bytes together", close=True, reason=HEAD_TOO_LARGE
     )
+
+
+def is_one_request(data: bytes) -> bool:
+    """Whether this looks like a head and the body that belongs to it, with nothing behind them."""
+    end = data.find(b"\r\n\r\n")
+    return (
+        data.find(b"ength: %d\r" % (len(data) - end - 4), 0, end + 1) > 0
+    )  # Content-Length, however written
+
+
+def is_spoken(request: web.BaseRequest) -> bool:
+    """Whether a request is of a version of HTTP that is known here: 1.0 and 1.1."""
+    return request.version in (HttpVersion10, HttpVersion11)
 
 
 def size_of_fields(request: web.BaseRequest) -> int:

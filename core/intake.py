@@ -88,6 +88,11 @@ class Intake:
             return self._stamps.next()
 
     @property
+    def latest(self) -> float:
+        """The last pubsub_timestamp, which may be ahead of the clock."""
+        return self._stamps.latest
+
+    @property
     def at_once(self) -> bool:
         """Whether an event can be handed to the store in the moment in which it is brought."""
         return self._outlet.has_room and not self._stamping.locked() and not self._store.is_full

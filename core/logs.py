@@ -13,10 +13,12 @@ import signal
 import sys
 import threading
 
+from core.log_line import LineFormatter
+
 MAX_WAITING = 1024**2  # characters that wait to be written; of more, lines are left out, and counted
 LAST_LINES = 1.0  # seconds that the end of the process waits for its last lines to be written
 STDERR = 2
-FORMATTER = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+FORMATTER = LineFormatter()
 
 log = logging.getLogger("pypubsub")
 

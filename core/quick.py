@@ -5,6 +5,7 @@ was read whole, and in whose head is nothing that would have to be looked into, 
 """
 
 import time
+from collections.abc import Container
 from email.utils import formatdate
 from functools import lru_cache
 from typing import Protocol
@@ -33,6 +34,10 @@ class Head(Protocol):
         """All fields."""
 
     @property
+    def headers(self) -> Container[str]:
+        """The names of the fields, in any case."""
+
+    @property
     def should_close(self) -> bool:
         """Whether the connection ends with the answer."""
 
@@ -42,13 +47,19 @@ class Head(Protocol):
 
 
 def is_plain_publish(message: Head) -> bool:
-    """Whether a head asks for nothing but to publish one event, by the address that it comes from."""
+    """Whether a head asks for nothing but to publish one event, by the address that it comes from.
+
+    Credentials, which many publishers send with all they send, are not looked at then.
+    """
+    fields = message.raw_headers
+    if "Authorization" in message.headers:  # which no cache may hold
+        fields = tuple(field for field in fields if field[0].lower() != b"authorization")
     return (
         message.method in ("PUT", "POST")
         and message.version == (1, 1)
         and not message.should_close
         and not message.upgrade
-        and all(map(_is_plain_field, message.raw_headers))
+        and all(map(_is_plain_field, fields))
     )
 
 
@@ -58,7 +69,7 @@ def _is_plain_field(field: tuple[bytes, bytes]) -> bool:
     if name == b"accept":
         return b"json" not in value
     if name == b"content-type":
-        return b"ndjson" not in value
+        return b"ndjson" not in value and b"jsonl" not in value
     return name in _PLAIN_FIELDS
 
 

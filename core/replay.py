@@ -14,6 +14,9 @@ from core.config import parse_duration
 from core.cursor import Mark
 from core.errors import Refused
 
+QUERY_KEYS = ("since", "cursor")
+HEADERS = ("X-Fetch-Since", "X-Fetch-Since-Cursor", "Last-Event-ID")
+_AHEAD = 86_400.0  # seconds that a time may lie in the future: clocks differ, and so do time zones
 _BEFORE_ALL = 1e9  # Unix seconds: with 1, as with -1 and 0, clients ask for all that is held
 _CURSOR = re.compile(r"[0-9A-Za-z-]{36}", re.ASCII)
 _SINCE_FORMS = (
@@ -25,7 +28,7 @@ _SINCE_FORMS = (
 class ReplayRequest(NamedTuple):
     """Exactly one of the two is not None."""
 
-    since: float | None = None  # Unix seconds; events at or after it; 0 and below: all that is held
+    since: float | None = None  # Unix seconds; events at or after it; -1 to 0: all that is held
     cursor: str | None = None  # events after it
 
 
@@ -133,13 +136,19 @@ def _since(name: str, source: Mapping[str, str], now: float) -> float | None:
     if value is None:
         return None
     since = _seconds(value.strip(), now)
-    if since is None or not math.isfinite(since) or since < -1:
+    if since is None or math.isnan(since) or since == math.inf:
         raise Refused(400, f"{name}: expected {_SINCE_FORMS}")
-    return since
+    if since > now + _AHEAD:
+        raise Refused(
+            400, f"{name}: lies more than a day in the future: Unix seconds are meant, not milliseconds"
+        )
+    return max(since, -1.0)
 
 
 def _seconds(text: str, now: float) -> float | None:
     """Unix seconds from any of the accepted forms, None for anything else."""
+    if text == "None":  # what asfpy's Listener sends if it is given no time
+        return -1.0
     if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?", text, re.ASCII):
         return float(text)
     try:

@@ -27,6 +27,8 @@ DEPLOYED_READERS_LINE_SIZE = 614_400  # bytes; a widely deployed reader fails fo
 
 
 def _parse_port(value: object) -> int:
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,5}", value, re.ASCII):  # in quotes, as 0.7 took it
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
         raise ValueError("a port from 1 to 65535 (0: any free one)")
     return value

@@ -5,9 +5,12 @@ is taken from aiohttp, which would hold the request, its answer and two tasks fo
 """
 
 import asyncio
+import socket
 from collections.abc import Callable, Coroutine
 
 from core.connections import Connections, Place
+
+_TIME_TO_RESET = 1.0  # seconds
 
 
 class Stream(asyncio.Protocol):
@@ -31,6 +34,10 @@ class Stream(asyncio.Protocol):
         """Run what serves the reader, and cancel it when the connection is gone."""
         self._task = asyncio.get_running_loop().create_task(serving)
         return self._task
+
+    def watch(self, transport: asyncio.Transport) -> None:
+        """Look once whether a reader that sends no more has gone, which shows when its head has been sent."""
+        asyncio.get_running_loop().call_later(_TIME_TO_RESET, _abort_if_reset, transport)
 
     def pause_writing(self) -> None:
         """The kernel does not take everything."""
@@ -60,3 +67,10 @@ class Stream(asyncio.Protocol):
         if self._task:
             self._task.cancel()
             self._task = None
+
+
+def _abort_if_reset(transport: asyncio.Transport) -> None:
+    if transport.is_closing():
+        return
+    if transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        transport.abort()

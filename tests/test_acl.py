@@ -436,16 +436,16 @@ async def test_secure_topics_need_every_right(start_daemon: StartDaemon) -> None
 
 
 async def test_an_idempotency_key_is_the_user_s_own(start_daemon: StartDaemon) -> None:
-    """The same key of another user, or of the address without one, is another key."""
-    acl = {name: {"password": "secret"} for name in ("alice", "bob")}
-    server = start_daemon(acl=acl)
+    """The same key of another user is another key, where credentials are needed."""
+    acl = {name: {"password": "secret", "topics": ["deploy"]} for name in ("alice", "bob")}
+    server = start_daemon({"clients": {"secure_topics": ["deploy"]}}, acl=acl)
     key = {"Idempotency-Key": "k"}
     cursors = [
-        (await server.request("PUT", "/a", {"n": 1}, headers | key)).headers["X-Cursor"]
-        for headers in (basic("alice"), basic("bob"), {}, basic("alice"), basic("bob"), {})
+        (await server.request("PUT", "/deploy", {"n": 1}, headers | key)).headers["X-Cursor"]
+        for headers in (basic("alice"), basic("bob"), basic("alice"), basic("bob"))
     ]
-    assert len(set(cursors)) == 3
-    assert cursors[:3] == cursors[3:]
+    assert len(set(cursors)) == 2
+    assert cursors[:2] == cursors[2:]
 
 
 async def test_wrong_credentials_may_be_taken_as_none(start_daemon: StartDaemon) -> None:
@@ -504,12 +504,12 @@ async def test_a_reload_takes_effect_on_open_streams(
 
 async def test_a_changed_password_ends_what_the_old_one_opened(start_daemon: StartDaemon) -> None:
     """At once, and the old one is not remembered as right."""
-    server = start_daemon(acl={"alice": ALICE})
+    server = start_daemon({"clients": {"secure_topics": ["deploy"]}}, acl={"alice": ALICE})
     async with server.subscriber("/", basic("alice")) as stream:
-        await server.reload({"alice": ALICE | {"password": "changed"}})
+        await server.reload({"alice": ALICE | {"password": "changed", "topics": ["deploy"]}})
         await stream.rest()
-    assert (await server.request("PUT", "/a", {}, basic("alice"))).status == 401
-    assert (await server.request("PUT", "/a", {}, basic("alice", "changed"))).status == 202
+    assert (await server.request("PUT", "/deploy", {}, basic("alice"))).status == 401
+    assert (await server.request("PUT", "/deploy", {}, basic("alice", "changed"))).status == 202
 
 
 @pytest.mark.parametrize(

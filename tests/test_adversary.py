@@ -140,13 +140,14 @@ GARBAGE: dict[str, list[bytes]] = {
     "a user of 86 long characters": [credentials("\ufdfa" * 86)],
 }
 METHODS = ["GET", "PUT", "POST"]
+NEEDING = {"GET": "/a", "PUT": "/deploy", "POST": "/a/deploy"}  # where credentials are needed, or looked at
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
 async def test_garbage_for_credentials_is_refused(daemon: Daemon, garbage: list[bytes], method: str) -> None:
     """401 and what is expected, whatever else the request holds."""
-    answer = await send(daemon, request(method, "/a", authorization(*garbage)), fresh_address())
+    answer = await send(daemon, request(method, NEEDING[method], authorization(*garbage)), fresh_address())
     assert answer.status == 401
     assert answer.headers["www-authenticate"] == 'Basic realm="PyPubSub", charset="UTF-8"'
 
@@ -171,16 +172,19 @@ async def test_wrong_credentials_are_refused_before_the_body_is_read(
     daemon: Daemon, wrong: bytes, expect: bytes
 ) -> None:
     """The answer comes although the body does not, and nobody is told to send it."""
-    sent = request("PUT", "/a", authorization(wrong) + expect, body=None)
+    sent = request("PUT", "/deploy", authorization(wrong) + expect, body=None)
     assert (await send(daemon, sent, fresh_address())).status == 401
 
 
 async def test_nothing_is_published_with_credentials_that_are_refused(daemon: Daemon) -> None:
-    """Nor is it by somebody whose address would do without any."""
+    """Where they are needed. Where the address does without any, they are not looked at: it is published."""
     async with daemon.subscriber("/", basic("all")) as stream:
         for values in [*GARBAGE.values(), *([value] for value in WRONG.values())]:
-            for path in ("/a", "/private/a"):
+            for path in ("/deploy", "/private/deploy"):
                 await send(daemon, request("PUT", path, authorization(*values)), fresh_address())
+            sent = await send(daemon, request("PUT", "/a", authorization(*values)), fresh_address())
+            assert sent.status == 202
+            assert (await stream.event())["pubsub_path"] == "/a"
         await publish(daemon, "/marker")
         assert (await stream.event())["pubsub_path"] == "/marker"
 
@@ -206,7 +210,7 @@ async def test_a_header_that_is_none_ends_the_request(daemon: Daemon, lines: byt
     """400 or 431, and the end of the connection: what follows is not taken for another request."""
     sent = request(method, "/a", lines) + request("HEAD", "/")
     answers = await all_answers(daemon, sent, fresh_address())
-    assert answers.startswith((b"HTTP/1.0 400 ", b"HTTP/1.0 431 "))
+    assert answers.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
     assert answers.count(b"\r\nServer:") == 1
 
 
@@ -457,11 +461,15 @@ STRANGERS: dict[str, str] = {
     "/git/private": "/git/private",
     "/../private": "/marker/../private",
     "/x/../private": "/x/../private",
-    "/private?x=/git": "/marker/private",
     "http://all:secret@pubsub.example/": "/marker",
     "http://all:secret@pubsub.example/private": "/marker/private",
-    "/?user=all&password=secret": "/marker",
 }
+
+
+@pytest.mark.parametrize("target", ["/private?x=/git", "/?user=all&password=secret", "/?private"])
+async def test_a_query_is_no_way_to_more(daemon: Daemon, target: str) -> None:
+    """What it cannot say is refused."""
+    assert (await daemon.request("GET", target)).status == 400
 
 
 @pytest.mark.parametrize("subscription", STRANGERS)

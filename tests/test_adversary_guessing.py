@@ -44,14 +44,19 @@ StartDaemon = Callable[..., Daemon]
 
 RIGHT = "hunter2-right"
 ALICE = {"password": RIGHT, "acl": {"every": "all"}, "topics": ["deploy"]}
-ACL: dict[str, Any] = {"alice": ALICE, "bob": {"password": "hunter2-bob"}, "zoe": {"password": "hunter2-zoe"}}
+ACL: dict[str, Any] = {
+    "alice": ALICE,
+    "bob": {"password": "hunter2-bob", "topics": ["deploy"]},
+    "zoe": {"password": "hunter2-zoe", "topics": ["deploy"]},
+}
+CLIENTS = {"payloaders": [LISTED], "secure_topics": ["deploy"]}
 USERS_CHANCES = 10  # of one user name from one address
 ADDRESSES_CHANCES = 50
 
 
 def guess(user: str, password: str = "guess", method: str = "PUT", headers: bytes = b"") -> bytes:
     """A request that tries a password."""
-    return request(method, "/a", headers + authorization(credentials(user, password)))
+    return request(method, "/deploy", headers + authorization(credentials(user, password)))
 
 
 async def use_up(server: Daemon, source: str, user: str = "alice") -> None:
@@ -63,7 +68,7 @@ async def use_up(server: Daemon, source: str, user: str = "alice") -> None:
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """One daemon that all tests attack, each from addresses of its own."""
-    daemon = Daemon(tmp_path_factory.mktemp("guessed"), {"clients": {"payloaders": [LISTED]}})
+    daemon = Daemon(tmp_path_factory.mktemp("guessed"), {"clients": CLIENTS})
     daemon.write_acl(ACL)
     daemon.start()
     yield daemon
@@ -115,7 +120,7 @@ async def test_who_is_known_goes_on_when_that_has_to_be_verified_anew(
     start_daemon: StartDaemon,
 ) -> None:
     """Here it was put into the file as a hash; an hour later it would be the same."""
-    server = start_daemon({"clients": {"payloaders": [LISTED]}}, acl=ACL)
+    server = start_daemon({"clients": CLIENTS}, acl=ACL)
     source = fresh_address()
     assert (await send(server, guess("alice", RIGHT), source)).status == 202
     await use_up(server, source)
@@ -387,7 +392,7 @@ HELD = {
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 async def test_a_refusal_is_held_back_whatever_was_wrong(start_daemon: StartDaemon, method: str) -> None:
     """However early or late that was found out: until the delay is over, or as here the server stops."""
-    statuses = await held_back(start_daemon, [request(method, "/", lines) for lines in HELD.values()])
+    statuses = await held_back(start_daemon, [request(method, "/deploy", lines) for lines in HELD.values()])
     assert statuses == {401: len(HELD)}
 
 
@@ -400,7 +405,7 @@ async def test_who_was_stopped_is_held_back_as_well(start_daemon: StartDaemon, m
 
 async def held_back(start_daemon: StartDaemon, requests: list[bytes]) -> Counter[int]:
     """Make requests of which none is answered before the server stops; how many get which status then."""
-    server = start_daemon({"server": {"refusal_delay": "1h"}, "clients": {"payloaders": [LISTED]}}, acl=ACL)
+    server = start_daemon({"server": {"refusal_delay": "1h"}, "clients": CLIENTS}, acl=ACL)
     source = fresh_address()
     held = [asyncio.create_task(send(server, sent, source)) for sent in requests]
     looks = arrived = 0
@@ -468,7 +473,7 @@ LOUD = {
 @pytest.fixture(scope="module")
 def talkative(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon that logs all it can."""
-    config = {"server": {"access_log": True}, "clients": {"payloaders": [LISTED]}}
+    config = {"server": {"access_log": True}, "clients": CLIENTS}
     daemon = Daemon(tmp_path_factory.mktemp("talkative"), config)
     daemon.options = ["--log-level", "DEBUG"]
     daemon.environment = {"PYTHONASYNCIODEBUG": "1"}

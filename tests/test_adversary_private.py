@@ -77,7 +77,7 @@ REFUSED = [
     request("PUT", "/private/git", body=b"{"),
     request("PUT", "/private/git", b"Idempotency-Key: \xff\r\n"),
     request("PUT", "/private/deploy"),
-    request("PUT", "/private/git", authorization(credentials("eve"))),
+    request("PUT", "/private/deploy", authorization(credentials("eve"))),
     request("PUT", "/private/git", b"Sec-Fetch-Site: cross-site\r\n"),
 ]
 
@@ -165,15 +165,22 @@ async def test_a_private_events_cursor_is_like_any_other_of_its_moment(
     assert answers == [("complete", [1])] * 2
 
 
-@pytest.mark.parametrize("login", [None, "bob"])
-async def test_another_publishers_key_tells_nothing(start_daemon: StartDaemon, login: str | None) -> None:
+@pytest.mark.parametrize("other", ["user", "address"])
+async def test_another_publishers_key_tells_nothing(start_daemon: StartDaemon, other: str) -> None:
     """Whether it was used with this body, with another or not at all: the event is published, and new."""
-    server = start_daemon(acl=ACL)
+    server = start_daemon({"clients": CLIENTS}, acl={**ACL, "carol": MEMBER})
     key = b"Idempotency-Key: k\r\n"
-    first = await send(server, request("PUT", "/private/git", key + authorization(credentials("alice"))))
-    who = authorization(credentials(login)) if login else b""
-    same = await send(server, request("PUT", "/private/git", key + who))
-    assert same.status == 202
+    path, source = "/private/git", fresh_address()
+    who = {name: authorization(credentials(name)) for name in ("alice", "carol")}
+    if other == "user":
+        path = "/private/deploy"  # credentials count where they are needed
+        sources = [source, source]
+    else:
+        who["carol"] = who["alice"]
+        sources = [source, fresh_address()]
+    requests = [request("PUT", path, key + who[name]) for name in ("alice", "carol")]
+    first, same = [await send(server, sent, at) for sent, at in zip(requests, sources, strict=True)]
+    assert first.status == same.status == 202
     assert "idempotency-replayed" not in same.headers
     assert same.headers["x-cursor"] != first.headers["x-cursor"]
 
@@ -188,7 +195,7 @@ async def test_a_key_is_of_no_use_on_another_spelling_of_a_public_path(start_dae
 
 
 REFUSALS = [
-    (request("PUT", "{}/x", authorization(credentials("eve"))), 401),
+    (request("PUT", "{}/deploy", authorization(credentials("eve"))), 401),
     (request("PUT", "{}/deploy"), 401),
     (request("PUT", "{}/deploy", authorization(credentials("bob"))), 403),
     (request("PUT", "{}/x", b"Origin: null\r\n"), 403),
@@ -261,8 +268,8 @@ async def test_credentials_that_no_longer_hold_are_refused(
     start_daemon: StartDaemon, acl: dict[str, Any]
 ) -> None:
     """From the reload on, although they were found right a moment before."""
-    server = start_daemon(acl=ACL)
-    asked = request("PUT", "/git", authorization(credentials("alice")))
+    server = start_daemon({"clients": CLIENTS}, acl=ACL)
+    asked = request("PUT", "/deploy", authorization(credentials("alice")))
     assert (await send(server, asked)).status == 202
     await server.reload(acl)
     assert (await send(server, asked)).status == 401
@@ -477,7 +484,7 @@ async def test_a_file_that_cannot_be_used_changes_nothing(reloaded: Daemon, bad:
     """Who was let in is let in, who was not is not, an open stream goes on, and the log says so."""
     async with reloaded.subscriber("/git", basic("alice")) as stream:
         assert "error" in (await reloaded.reload(bad)).lower()
-        eve = request("PUT", "/git", authorization(credentials("eve")))
+        eve = request("PUT", "/deploy", authorization(credentials("eve")))
         assert (await send(reloaded, eve, fresh_address())).status == 401
         await publish(reloaded, "/private/git")
         assert (await stream.event())["pubsub_path"] == "/private/git"

@@ -11,7 +11,10 @@ from core.expiring import Expiring
 from daemon import Daemon, basic
 
 StartDaemon = Callable[..., Daemon]
-ACL: dict[str, Any] = {name: {"password": "secret"} for name in ("alice", "bob", "carol")}
+ACL: dict[str, Any] = {
+    name: {"password": "secret", "topics": ["deploy"]} for name in ("alice", "bob", "carol")
+}
+SECURE = {"secure_topics": ["deploy"]}
 
 
 class Clock:
@@ -135,14 +138,16 @@ def test_a_table_forgets_what_is_old_and_what_is_too_much() -> None:
 
 async def guess(server: Daemon, user: str, count: int) -> list[int]:
     """The statuses of that many wrong guesses."""
-    return [(await server.request("PUT", "/a", {}, basic(user, f"wrong{n}"))).status for n in range(count)]
+    return [
+        (await server.request("PUT", "/deploy", {}, basic(user, f"wrong{n}"))).status for n in range(count)
+    ]
 
 
 async def test_who_guesses_is_stopped(start_daemon: StartDaemon) -> None:
     """With 429, which says when to ask again; then the right password is not tried either."""
-    server = start_daemon(acl=ACL)
+    server = start_daemon({"clients": SECURE}, acl=ACL)
     assert await guess(server, "alice", 12) == [401] * 10 + [429] * 2
-    refused = await server.request("PUT", "/a", {}, basic("alice"))
+    refused = await server.request("PUT", "/deploy", {}, basic("alice"))
     assert refused.status == 429
     assert 1 <= int(refused.headers["Retry-After"]) <= 60
     async with server.subscriber("/", basic("alice")) as stream:
@@ -152,26 +157,26 @@ async def test_who_guesses_is_stopped(start_daemon: StartDaemon) -> None:
 
 async def test_others_behind_the_same_proxy_go_on(start_daemon: StartDaemon) -> None:
     """Other users, and who has shown the same right credentials before, also the guessed user itself."""
-    server = start_daemon(acl=ACL)
-    assert (await server.request("PUT", "/a", {}, basic("carol"))).status == 202
+    server = start_daemon({"clients": SECURE}, acl=ACL)
+    assert (await server.request("PUT", "/deploy", {}, basic("carol"))).status == 202
     for user in ("alice", "carol"):
         assert 429 in await guess(server, user, 12)
-    assert (await server.request("PUT", "/a", {}, basic("bob"))).status == 202
+    assert (await server.request("PUT", "/deploy", {}, basic("bob"))).status == 202
     await server.reload(ACL | {"dave": {"password": "secret"}})
-    assert (await server.request("PUT", "/a", {}, basic("carol"))).status == 202
-    assert (await server.request("PUT", "/a", {}, basic("alice"))).status == 429
+    assert (await server.request("PUT", "/deploy", {}, basic("carol"))).status == 202
+    assert (await server.request("PUT", "/deploy", {}, basic("alice"))).status == 429
 
 
 async def test_a_client_s_own_address_counts_behind_a_proxy(start_daemon: StartDaemon) -> None:
     """One that the trusted proxy reports."""
     server = start_daemon(
-        {"server": {"trusted_proxies": ["127.0.0.1"]}, "clients": {"payloaders": ["::/0", "0.0.0.0/0"]}},
+        {"server": {"trusted_proxies": ["127.0.0.1"]}, "clients": SECURE},
         acl=ACL,
     )
 
     async def ask(password: str, address: str) -> int:
         headers = basic("alice", password) | {"X-Forwarded-For": address}
-        return (await server.request("PUT", "/a", {}, headers)).status
+        return (await server.request("PUT", "/deploy", {}, headers)).status
 
     statuses = [await ask(f"wrong{n}", "192.0.2.1") for n in range(11)]
     assert statuses[-1] == 429
@@ -181,8 +186,8 @@ async def test_a_client_s_own_address_counts_behind_a_proxy(start_daemon: StartD
 
 async def test_guesses_at_the_same_time_are_stopped_too(start_daemon: StartDaemon) -> None:
     """Each counts before it is known to be wrong."""
-    server = start_daemon(acl=ACL)
+    server = start_daemon({"clients": SECURE}, acl=ACL)
     answers = await asyncio.gather(
-        *(server.request("PUT", "/a", {}, basic("alice", f"wrong{n}")) for n in range(60))
+        *(server.request("PUT", "/deploy", {}, basic("alice", f"wrong{n}")) for n in range(60))
     )
     assert sorted(answer.status for answer in answers) == [401] * 10 + [429] * 50

@@ -55,7 +55,7 @@ REFUSED_BODIES = {
     "no body": (b"", "no body"),
     "not JSON": (b"{colour: green}", "not JSON: .* at column 2"),
     "two objects": (b"{}{}", "not JSON"),
-    "a byte order mark": (b"\xef\xbb\xbf{}", "not JSON"),
+    "two byte order marks": (b"\xef\xbb\xbf\xef\xbb\xbf{}", "not JSON"),
     "a list": (b"[1, 2]", "must be a JSON object, got a list"),
     "a string": (b'"text"', "must be a JSON object, got a string"),
     "null": (b"null", "must be a JSON object, got null"),

@@ -69,7 +69,7 @@ async def test_a_reader_that_pauses_misses_nothing(start_daemon: StartDaemon, tm
     """What the socket does not take waits, and follows in order."""
     server, port, context = tls_daemon(start_daemon, tmp_path, {"ping_interval": "1h"})
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, limit=2**17)
-    writer.write(b"GET /a HTTP/1.0\r\n\r\n")
+    writer.write(b"GET /a HTTP/1.0\r\nUser-Agent: x\r\n\r\n")
     async with asyncio.timeout(30):
         await reader.readuntil(b"stillalive")
         await reader.readline()
