@@ -27,13 +27,16 @@ def deflated_alone(body: bytes) -> bytes:
 
 
 BODIES = {
-    "gzip in two members": ("gzip", gzip.compress(JSON[:5]) + gzip.compress(JSON[5:])),
-    "gzip with empty members": ("gzip", 99 * gzip.compress(b"") + gzip.compress(JSON) + gzip.compress(b"")),
-    "x-gzip": ("X-GZIP", gzip.compress(JSON)),
+    "gzip in two members": ("gzip", gzip.compress(JSON[:5], mtime=0) + gzip.compress(JSON[5:], mtime=0)),
+    "gzip with empty members": (
+        "gzip",
+        99 * gzip.compress(b"", mtime=0) + gzip.compress(JSON, mtime=0) + gzip.compress(b"", mtime=0),
+    ),
+    "x-gzip": ("X-GZIP", gzip.compress(JSON, mtime=0)),
     "zlib": ("deflate", zlib.compress(JSON)),
     "raw deflate": ("deflate", deflated_alone(JSON)),
     "a byte order mark": ("", b"\xef\xbb\xbf" + JSON),
-    "a byte order mark in gzip": ("gzip", gzip.compress(b"\xef\xbb\xbf" + JSON)),
+    "a byte order mark in gzip": ("gzip", gzip.compress(b"\xef\xbb\xbf" + JSON, mtime=0)),
 }
 
 
@@ -53,15 +56,16 @@ RAW_LOOKS_LIKE_ZLIB = b"\x78\x01" + b"\x00" * 4  # a first block that zlib would
 @pytest.mark.parametrize(
     "body",
     [
-        gzip.compress(JSON) + b"more",
-        gzip.compress(JSON) + gzip.compress(JSON)[:-1],
-        gzip.compress(JSON) + b"\x1f\x8b",
+        gzip.compress(JSON, mtime=0) + b"more",
+        gzip.compress(JSON, mtime=0) + gzip.compress(JSON, mtime=0)[:-1],
+        gzip.compress(JSON, mtime=0) + b"\x1f\x8b",
         zlib.compress(JSON) + b"more",
         deflated_alone(JSON)[:-1],
         deflated_alone(JSON) + b"more",
         RAW_LOOKS_LIKE_ZLIB,
         JSON,
     ],
+    ids=lambda body: f"{len(body)} bytes",
 )
 def test_a_compressed_body_has_its_own_end_in_every_form(body: bytes) -> None:
     """400 if it breaks off, goes on, or is not compressed."""
@@ -73,12 +77,13 @@ def test_a_compressed_body_has_its_own_end_in_every_form(body: bytes) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        200 * gzip.compress(b"x" * 100),
-        gzip.compress(b"x" * 10_000) + gzip.compress(b"x" * 1),
-        5000 * gzip.compress(b""),
+        200 * gzip.compress(b"x" * 100, mtime=0),
+        gzip.compress(b"x" * 10_000, mtime=0) + gzip.compress(b"x" * 1, mtime=0),
+        5000 * gzip.compress(b"", mtime=0),
         deflated_alone(b"x" * 10_001),
         zlib.compress(b"x" * 10_001),
     ],
+    ids=lambda body: f"{len(body)} bytes",
 )
 def test_the_limit_holds_for_all_of_a_compressed_body(body: bytes) -> None:
     """413: the members of gzip count together, and are bounded in number, for even an empty one costs."""
@@ -93,7 +98,10 @@ def test_compressed_bodies_of_every_size_come_out_as_they_went_in() -> None:
     for size in (0, 1, 1023, 1024, 1025, 10_000):
         part = content[:size]
         for cut in (0, 1, size // 2, size):
-            assert inflate(gzip.compress(part[:cut]) + gzip.compress(part[cut:]), 10_000) == part
+            assert (
+                inflate(gzip.compress(part[:cut], mtime=0) + gzip.compress(part[cut:], mtime=0), 10_000)
+                == part
+            )
         assert inflate(deflated_alone(part), 10_000) == inflate(zlib.compress(part), 10_000) == part
 
 
