@@ -162,7 +162,9 @@ class Backlog:
         first = await self._first_since(since, private)
         # the verdict after the look at the events: what has left before it is among what is lost
         reach = self._reach(private)
-        return place(now.position if first is None else first - 1, judge_since(since, reach), reach)
+        # not beyond now, also if all that was held by then has been pushed out meanwhile by what came later
+        after = now.position if first is None else min(first - 1, now.position)
+        return place(after, judge_since(since, reach), reach)
 
     def _reach(self, private: bool) -> Reach:
         lost = self._private.lost if private else NOTHING

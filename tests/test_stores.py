@@ -203,6 +203,24 @@ async def test_complete_is_not_claimed_while_events_leave(
         assert (await life.ask(asked, private=False)).verdict == "partial"
 
 
+@pytest.mark.parametrize("in_file", [False, True])
+async def test_a_replay_by_time_begins_no_later_than_its_stream(
+    in_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if all that was held is pushed out before the look at it: what came since must not be skipped."""
+    async with living(str(tmp_path) if in_file else None, 1) as life:
+        (event,) = await life.publish("/a")
+        look = life.store._first_since
+
+        async def look_late(timestamp: float, private: bool) -> int | None:
+            await life.publish("/a", "/a")
+            return await look(timestamp, private)
+
+        monkeypatch.setattr(life.store, "_first_since", look_late)
+        placement = await life.ask(ReplayRequest(since=event.stamp.timestamp), private=False)
+        assert event.stamp.position < placement.after < life.delivered[1].stamp.position
+
+
 async def test_all_items_are_looked_at_once_in_a_pruning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
