@@ -27,6 +27,7 @@ _SHARED_PAGES = 16
 class Part(NamedTuple):
     """What a subscriber is sent of a page."""
 
+    first: int  # position of the first event that is held of the page, its end if there is none
     end: int  # position up to which it goes
     data: bytes
     gone: Gone
@@ -58,12 +59,22 @@ class Follower:
     head: the position that its stream's head tells; what lies before it is replay, what comes after is live.
     """
 
-    __slots__ = ("_head", "_missing", "_replay_end", "_sees", "_sees_by", "_subscriber", "_surroundings")
+    __slots__ = (
+        "_begun",
+        "_head",
+        "_missing",
+        "_replay_end",
+        "_sees",
+        "_sees_by",
+        "_subscriber",
+        "_surroundings",
+    )
 
     def __init__(self, subscriber: Subscriber, head: int, surroundings: Surroundings) -> None:
         self._subscriber = subscriber
         self._surroundings = surroundings
         self._head = head
+        self._begun = False  # to read
         self._replay_end: float = head  # infinite once the replay is over, which the first ping says
         self._missing = Gone()  # see Placement
         self._sees: dict[str, bool] = {}  # by path, while it reads the backlog
@@ -158,7 +169,8 @@ class Follower:
     def _make(self, position: int, read: tuple[Page, Rights]) -> Part:
         page, rights = read
         alike = page.end <= self._replay_end and rights is self._subscriber.rights
-        part = Part(page.end, b"".join(self._frames(page)), page.gone, bool(rights.sees))
+        first = page.lines[0].position if page.lines else page.end
+        part = Part(first, page.end, b"".join(self._frames(page)), page.gone, bool(rights.sees))
         if alike:
             self._surroundings.parts.put((position, key_of(self._subscriber)), part)
         return part
@@ -186,14 +198,18 @@ class Follower:
     def _misses(self, position: int, part: Part) -> bool:
         """Whether anything has left after a position that the subscriber does not know to be missing.
 
-        More of its replay may leave before it has begun to read it, but nothing that was published since.
+        Of its replay more may leave, as long as it has not come to that kind of events; of what was published
+        since, only what lies before the first event that it gets.
         """
+        may_leave = self._head if self._begun else max(self._head, part.first)
         for gone, missing in zip(part.gone, self._missing, strict=True):
-            if position < gone and (missing <= position or gone > self._head):
+            if position < gone and (missing <= position or gone > may_leave):
                 return True
-        # of what it could not see it misses everything up to here, also if it may see it later
-        private = part.gone.private if part.private else part.end
-        self._missing = Gone(*map(max, self._missing, (part.gone.public, private)))
+        self._begun = True
+        # what is behind that is in the part, if it has come to it: the part may be older than the placement
+        self._missing = part.gone
+        if not part.private:  # of what it could not see it misses everything, also if it may see it later
+            self._missing = Gone(part.gone.public, part.end)
         return False
 
     async def _give_up(self, reason: str) -> NoReturn:

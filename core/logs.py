@@ -9,11 +9,11 @@ import io
 import logging
 import os
 import select
-import signal
 import sys
 import threading
 
 from core.log_line import LineFormatter
+from core.signals import start_deaf_thread
 
 MAX_WAITING = 1024**2  # characters that wait to be written; of more, lines are left out, and counted
 LAST_LINES = 1.0  # seconds that the end of the process waits for its last lines to be written
@@ -36,9 +36,7 @@ class Stderr(io.TextIOBase):
         self._full = False  # since the thread last took what waits
         self._left_out = 0  # lines, since the log last said so
         self._writing = False
-        usual = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # which the thread inherits
-        threading.Thread(target=self._write_out, name="log", daemon=True).start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+        start_deaf_thread(self._write_out, "log")
 
     def write(self, text: str) -> int:
         """Have text written, unless too much is waiting."""

@@ -31,6 +31,18 @@ def hold_back_reloads() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
+def start_deaf_thread(work: Callable[[], None], name: str) -> None:
+    """Start a thread that gets no signals, and does not keep the process from its end.
+
+    One that is started before signals are taken would get a stop, which ends the process then and there.
+    """
+    usual = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # which the thread inherits
+    try:
+        threading.Thread(target=work, name=name, daemon=True).start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+
+
 def take_signals(loop: "asyncio.AbstractEventLoop", stop: Act, leave: Act, reload: Act) -> None:
     """Have the loop act on signals from now on. This thread, and those it starts, get none themselves.
 

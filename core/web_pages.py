@@ -11,12 +11,12 @@ localhost are never anything else.
 import contextlib
 import re
 import socket
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from core.access import plain_address
 from core.errors import Refused
+from core.signals import start_deaf_thread
 
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]{1,255})(?::([0-9]{1,5}))?", re.ASCII)
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
@@ -40,7 +40,7 @@ class WebPages:
         self._origins = frozenset(origins)
         self._hosts = {host.lower() for host in hosts} | {socket.gethostname().lower()}
         # the resolver may take its time: until it has answered the name does not count
-        threading.Thread(target=self._add_full_name, name="name of this machine", daemon=True).start()
+        start_deaf_thread(self._add_full_name, "name of this machine")
 
     def _add_full_name(self) -> None:
         with contextlib.suppress(UnicodeError):  # the machine's name is none in DNS

@@ -304,7 +304,10 @@ class StoredBacklog(Backlog):
 
     def _bound(self, kind: Kind) -> None:
         # half of the memory for each kind: how fast old public events are read does not tell of private ones
-        while kind.recent.held_bytes > self._config.memory // 2:
+        # and what has left as soon as it was stored is not held at all
+        while kind.recent.held_bytes > self._config.memory // 2 or (
+            kind.recent and kind.recent.oldest.position <= kind.lost.position
+        ):
             kind.drop_oldest()
 
     async def prune(self) -> None:

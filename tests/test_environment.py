@@ -1,12 +1,15 @@
 """What a parent may hand on to a program: closed descriptors, ignored signals."""
 
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from core.web_pages import WebPages
 from daemon import ROOT, Daemon
 
 
@@ -46,3 +49,22 @@ def test_tests_start_their_programs_with_default_signals() -> None:
     )
     ignored = int(ended.stdout.split()[1], 16)
     assert not [number for number in numbers if ignored & 1 << number - 1]
+
+
+def test_a_stop_is_for_no_thread_but_the_one_that_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while a slow resolver is asked for the machine's name: in that thread it would end the process."""
+    asked, answer = threading.Event(), threading.Event()
+    blocked: list[set[int]] = []
+
+    def look_up() -> str:
+        blocked.append({int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())})
+        asked.set()
+        answer.wait()
+        return "example.org"
+
+    monkeypatch.setattr(socket, "getfqdn", look_up)
+    WebPages((), ())
+    assert asked.wait(20)
+    answer.set()
+    assert {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2} <= blocked[0]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGTERM, signal.SIGINT}
