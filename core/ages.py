@@ -34,11 +34,17 @@ class Ages:
     points: moments by that clock, in seconds, and the newest timestamp at each of them; at least one. Before
     the first one stamps are taken to have kept pace, too.
     now: the moment in which a life begins, and after which stamps keep pace again; the last point without it.
+    newest: the newest timestamp by then, None if there is none.
     """
 
-    def __init__(self, points: Iterable[tuple[float, float]], now: float | None = None) -> None:
+    def __init__(
+        self,
+        points: Iterable[tuple[float, float]],
+        now: float | None = None,
+        newest: float | None = None,
+    ) -> None:
         self.points = list(points)
-        self._newest: float | None = None  # that has been seen in this life
+        self._newest = newest
         self._looked = self.points[-1][0] if now is None else now
 
     def stamped(self, moment: float) -> float:
@@ -50,11 +56,18 @@ class Ages:
     def look(self, moment: float, newest: float) -> bool:
         """Note the newest timestamp. Whether stamps have not kept pace since the last look."""
         looked, self._looked = self._looked, moment
-        if newest == self._newest:
+        before, self._newest = self._newest, newest
+        if newest == before:
             return False
-        self._newest = newest
         ahead = newest > self.stamped(moment) + _TOLERANCE
         behind = newest < self.stamped(looked) - _TOLERANCE
+        if (
+            behind
+        ):  # since when is not known: what was stamped right after the last look may be as old as that
+            newest -= moment - looked
+            moment = looked
+            if before is not None:  # but it is later than what was stamped before
+                newest = max(newest, math.nextafter(before, math.inf))
         if ahead or behind:
             self.points = [*self.points[1 - _MOST_POINTS :], (moment, newest)]
         return ahead or behind

@@ -86,6 +86,7 @@ class Connection(web.RequestHandler):
         "head_timer",
         "held",
         "http",
+        "lingers",
         "may_be_chunked",
         "opened",
         "peer",
@@ -96,6 +97,8 @@ class Connection(web.RequestHandler):
 
     def __init__(self, http: "HttpServer", peer: str | None, place: Place, **settings: Any) -> None:
         super().__init__(http, **settings)
+        # fewer than the parser's own 32: paused there, it would lose what follows a request to upgrade
+        self._max_msg_queue_size, self._msg_queue_resume_size = 16, 8
         self.http = http
         self.peer = peer  # an address, "unix", or None if not known
         self.place = place  # "admitted", or which limit it is beyond
@@ -112,6 +115,7 @@ class Connection(web.RequestHandler):
         self.ahead = b""  # what has come and is not parsed yet, as too many requests wait
         self.half_closed: asyncio.TimerHandle | None = None  # ends it, once the client sends no more
         self.given_up: Refused | None = None  # what is wrong with a head: what comes after it is dropped
+        self.lingers = False  # whether all is answered, and only read on for
         self.handed_over = False
         self.taking = False  # whether a plain publish has been taken and is to be answered
 
@@ -127,6 +131,12 @@ class Connection(web.RequestHandler):
             return
         if self.held is not None and data:
             self._hold(data)
+        elif self.held:
+            held, self.held = bytes(self.held), bytearray()
+            self._parse_behind(held)
+        elif not data and len(self.ahead) > PARSED_AT_ONCE:
+            ahead, self.ahead = self.ahead, b""
+            self._parse_behind(ahead)
         elif len(data) > PARSED_AT_ONCE and (self.may_be_chunked or b"chunked" in data.lower()):
             self._parse_in_pieces(data)
         else:
@@ -143,6 +153,14 @@ class Connection(web.RequestHandler):
             if self.held is not None:
                 self._hold(data[start + PARSED_AT_ONCE :])
                 return
+
+    def _parse_behind(self, rest: bytes) -> None:
+        """Parse what the parser has kept, and the rest behind it."""
+        self._parse(b"")
+        if self.held is not None:
+            self._hold(rest)
+        else:
+            self._parse_in_pieces(rest)
 
     def _hold(self, data: bytes | bytearray) -> None:
         """Keep what has come of a chunked body, or what comes behind it."""
@@ -170,7 +188,8 @@ class Connection(web.RequestHandler):
             self._hold(rest)
         elif rest:
             self._parse_in_pieces(rest)
-        if not (self._reading_paused or self._buffer_paused or len(self.held or b"") > MOST_HELD):
+        full = self._reading_paused or self._buffer_paused or len(self.held or b"") > MOST_HELD
+        if not (full or self.half_closed):  # nothing more comes then, and uvloop would say so once more
             self._resume_transport_reading()
 
     def _leave_body(self) -> None:
@@ -199,7 +218,7 @@ class Connection(web.RequestHandler):
             self._expect_no_head()
             if idle and not taken:
                 self._wake()
-        elif data and not in_body:  # a part of the next head, perhaps while a request is being answered
+        elif data and not (in_body or self.ahead):  # a part of the next head, perhaps behind one not answered
             if self.head_timer is None:
                 self._expect_head()
             self.head_size += len(data)
@@ -217,7 +236,7 @@ class Connection(web.RequestHandler):
         Each head and each body is a piece of its own: with what cannot be parsed aiohttp drops all that is in
         front of it in the same piece, and with a request to upgrade all that is behind it.
         """
-        if is_one_request(data) and not self.ahead:  # as nearly all are
+        if not (self.ahead or self._in_body) and is_one_request(data):  # as nearly all are
             self._feed(data)
             return
         if self.ahead or not data:
@@ -372,20 +391,24 @@ class Connection(web.RequestHandler):
     def _give_up(self, refused: Refused) -> None:
         self._expect_no_head()
         self.given_up = refused
+        waiter = self._waiter
+        if self.taking:  # that is answered first, and not by aiohttp's task
+            self._waiter = None
         super().data_received(NO_HEAD)  # which handle_error() answers
+        self._waiter = waiter
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None
         """The client sends no more: it has gone, or waits for an answer to what it has sent.
 
         Over TLS no connection can be half closed. True: this side is not closed.
         """
-        if self.transport is None or self.transport.get_extra_info("sslcontext"):
+        if self.transport is None or self.lingers or self.transport.get_extra_info("sslcontext"):
             return False
         idle = self._waiter is not None and not self._waiter.done()
         if (self._in_body and not self.held) or not (self._messages or (self._request_count and not idle)):
             return False
         self._expect_no_head()
-        if not self._messages:
+        if not self._messages and not self._in_body:
             self.close()  # behind the answer that is under way
         if self.half_closed is None:
             self.half_closed = self._loop.call_later(ANSWER_TIMEOUT, self.transport.abort)
@@ -445,6 +468,7 @@ class Connection(web.RequestHandler):
         elif self.given_up and self.transport is not None and not self._messages:
             if self.transport.can_write_eof():
                 self.transport.write_eof()
+            self.lingers = True
             await asyncio.sleep(LINGER)  # or until the client hangs up, which cancels this
         return finished
 

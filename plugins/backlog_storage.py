@@ -164,7 +164,7 @@ class StoredBacklog(Backlog):
         self._lived_before = lived - clock
         for name, kind in self._kinds.items():
             newest = None if imported else self._file.newest_timestamp(name)  # the old file stays
-            kind.ages = Ages(self._file.ages(name) or [(lived, newest or now)], lived)
+            kind.ages = Ages(self._file.ages(name) or [(lived, newest or now)], lived, newest)
 
     def _lived(self) -> float:
         """Seconds that the file has lived: a clock that nobody sets, and that goes on over restarts."""

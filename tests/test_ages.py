@@ -231,3 +231,21 @@ async def test_what_leaves_is_old(in_file: bool, steps: list[tuple[str, float, f
                 late = 125 * (1 + sum(each[0] == "off" for each in steps))  # what a file was not told is lost
                 assert held <= {position for position, age in ages.items() if age < MAX_AGE + late}
             await lives.aclose()
+
+
+async def test_events_of_a_life_after_a_long_stop_are_as_old_as_they_are(tmp_path: Path) -> None:
+    """Though their stamps are behind by more than max_age: they go on from those that were ahead."""
+    world = World()
+    async with living(world, tmp_path) as life:
+        await life.publish()
+        world.wall += YEAR
+        await life.publish()
+        await life.held()
+        world.wall -= YEAR
+    world.passes(2 * MAX_AGE)
+    async with living(world, tmp_path) as life:
+        events = []
+        for _ in range(5):
+            world.passes(1)
+            events += await life.publish()
+        assert await life.held() == events

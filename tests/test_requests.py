@@ -292,3 +292,65 @@ async def test_a_head_of_two_pieces_is_one_request(server: Daemon) -> None:
         assert b" 204 " in await answer_head(server.port, LAST)
         connection.writer.write(LAST)
         assert await connection.statuses() == [202, 204]
+
+
+REFUSED = b"DELETE / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("ahead", [7, 15, 16, 31, 32, 33])
+@pytest.mark.parametrize("last", ["upgrade", "chunks"])
+async def test_what_comes_behind_as_many_as_may_wait_is_answered(
+    server: Daemon, ahead: int, last: str
+) -> None:
+    """Whatever it is, in one piece with those before it."""
+    large = b"PUT /row HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
+    body = b'{"x": "' + b"x" * 60_000 + b'"}'
+    requests = [publish(1, H2C), publish(2)] if last == "upgrade" else [large % (len(body), body), publish(2)]
+    async with Row(server.port) as row:
+        row.writer.write(b"".join([*[REFUSED] * ahead, *requests, LAST]))
+        assert await row.statuses() == [405] * ahead + [202, 202, 204]
+
+
+async def test_thousands_of_requests_at_once_are_answered(server: Daemon) -> None:
+    """What waits is not taken for a head that does not end."""
+    count = 8000
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    async with asyncio.timeout(3 * TIMEOUT):
+        for _ in range(2):
+            writer.write(LAST * count)
+            for _ in range(count):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204 ")
+    writer.close()
+
+
+@pytest.mark.parametrize("size", [10, 5_000, 20_000, 90_000])
+async def test_a_body_in_chunks_may_be_the_last_that_comes(server: Daemon, size: int) -> None:
+    """Its publisher closes its own side behind it, and is answered."""
+    body = b'{"x": "' + b"x" * size + b'"}'
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"PUT /row HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+    writer.write_eof()
+    async with asyncio.timeout(TIMEOUT):
+        assert (await reader.read()).startswith(b"HTTP/1.1 202 ")
+    writer.close()
+
+
+async def test_a_late_head_takes_no_answer_from_a_publish_that_is_stored(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """The publish before it is answered first, with 202; then it is refused."""
+    storage = tmp_path / "backlog.db"
+    daemon = start_daemon({"server": {"head_timeout": 0.3, "backlog": {"size": 10, "storage": str(storage)}}})
+    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+    with locked(daemon, storage):
+        writer.write(publish(1))
+        await asyncio.sleep(0.1)  # so that it comes alone
+        writer.write(b"PUT /ro")
+        await asyncio.sleep(0.6)  # past head_timeout
+    async with asyncio.timeout(TIMEOUT):
+        answers = await reader.read()
+    assert answers.startswith(b"HTTP/1.1 202 ")
+    assert answers.count(b"HTTP/1.1 ") == 2
+    assert b"HTTP/1.1 408 " in answers
+    writer.close()
