@@ -5,7 +5,7 @@ kinds: with rights and without, resuming by each other's cursors or by time, rea
 Threads and turns of the event loop are steps that it takes when it likes, so that what it finds it finds
 again. An oracle holds all that was ever delivered, and says what each reader must have got.
 
-For longer searches: PYPUBSUB_MODEL_EXAMPLES (each of up to PYPUBSUB_MODEL_STEPS steps).
+For longer searches see searching.py.
 """
 
 import asyncio
@@ -13,11 +13,9 @@ import concurrent.futures
 import contextlib
 import itertools
 import json
-import os
 import shutil
 import socket
 import sqlite3
-import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
@@ -25,7 +23,6 @@ from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -49,9 +46,8 @@ from core.topics import parse_subscription, publish_path
 from plugins import backlog, backlog_file, backlog_storage
 from plugins.backlog import Backlog
 from plugins.backlog_storage import StoredBacklog
+from searching import search
 
-EXAMPLES = int(os.environ.get("PYPUBSUB_MODEL_EXAMPLES", "100"))
-STEPS = int(os.environ.get("PYPUBSUB_MODEL_STEPS", "60"))
 MODULES = (store_module, intake_module, backlog, backlog_file, backlog_storage)
 SMALL = {"PAGE_EVENTS": 3, "PAGE_BYTES": 4000, "PORTION": 2}  # so that a few events are many
 START_NS = 1_795_489_256_376_269_300
@@ -684,14 +680,4 @@ class FileMachine(Machine):
 @pytest.mark.timeout(4 * 3600)
 def test_every_reader_gets_what_it_was_promised(machine: type[Machine]) -> None:
     """Whoever is told complete gets everything after its place, once and in order, then the live events."""
-    machine.TestCase.settings = settings(
-        max_examples=EXAMPLES,
-        stateful_step_count=STEPS,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        print_blob=True,
-    )
-    begun = time.monotonic()
-    steps.clear()
-    machine.TestCase("runTest").debug()
-    print(f"{sum(steps.values())} steps in {time.monotonic() - begun:.0f} s: {dict(steps)}")
+    search(machine, 100, 60, steps)

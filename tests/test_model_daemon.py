@@ -1,14 +1,13 @@
 """The daemon itself, searched like its stores (test_model.py): over sockets, stopped and killed.
 
 What it published is known by the answers, so what each reader must get is known without a look inside.
-For longer searches: PYPUBSUB_MODEL_EXAMPLES, PYPUBSUB_MODEL_STEPS.
+For longer searches see searching.py. What is found is not made smaller: each try takes seconds.
 """
 
 import asyncio
 import contextlib
 import itertools
 import json
-import os
 import shutil
 import signal
 import socket
@@ -21,16 +20,15 @@ from typing import Any
 
 import aiohttp
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import Phase
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from core.rights import EVERY_EVENT, NO_RIGHTS, Rights, is_for
 from core.topics import parse_subscription, publish_path
 from daemon import Daemon, basic
+from searching import search
 
-EXAMPLES = int(os.environ.get("PYPUBSUB_MODEL_EXAMPLES", "3"))
-STEPS = int(os.environ.get("PYPUBSUB_MODEL_STEPS", "25"))
 PATHS = ["/a", "/b", "/a/b", "/private/a", "/private/b"]
 ASKED_PATHS = ["/", "/a", "/b", "/a/b", "/private", "/b,private/a"]
 ACL = {
@@ -423,14 +421,4 @@ class FileMachine(Machine):
 @pytest.mark.timeout(4 * 3600)
 def test_every_reader_of_a_daemon_gets_what_it_was_promised(machine: type[Machine]) -> None:
     """Whoever is told complete gets everything after its place, once and in order, then the live events."""
-    machine.TestCase.settings = settings(
-        max_examples=EXAMPLES,
-        stateful_step_count=STEPS,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        print_blob=True,
-    )
-    begun = time.monotonic()
-    steps.clear()
-    machine.TestCase("runTest").debug()
-    print(f"{sum(steps.values())} steps in {time.monotonic() - begun:.0f} s: {dict(steps)}")
+    search(machine, 3, 25, steps, [Phase.generate])
