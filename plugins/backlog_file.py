@@ -388,6 +388,8 @@ class BacklogFile:
         lines: list[Line] = []
         size = 0
         with self._reading() as connection:
+            connection.execute("BEGIN")  # what has left is asked in the same moment
+            lost = dict(connection.execute("SELECT kind, lost_position FROM kinds").fetchall())
             rows = connection.execute(f"{select} ORDER BY position", {"after": after, "upto": upto})
             for position, path, line, crc in rows:
                 if zlib.crc32(line) != crc:
@@ -396,9 +398,10 @@ class BacklogFile:
                 if lines and (len(lines) == PAGE_EVENTS or size > PAGE_BYTES):
                     break
                 lines.append(Line(position, path, line))
-            rows.close()  # or the file's log could not be cut back
-        gone = Gone(*(self.lost[kind].position for kind in kinds))  # by now: see there
-        return Page(lines[-1].position if lines else upto, lines, gone)
+            rows.close()
+            connection.execute("COMMIT")  # or the file's log could not be cut back
+        end = lines[-1].position if lines else upto
+        return Page(end, lines, Gone(*(lost[kind] for kind in kinds)))
 
     def imported(self, cursor: str) -> tuple[int, bool] | None:
         """Where an event is that came with this cursor of 0.7's, and whether all that followed it came too.
