@@ -3,8 +3,8 @@ PYTHON ?= python3
 NEXT_PYTHON ?= python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
-OVER_SOCKETS := $(addprefix tests/test_, $(addsuffix .py, asfpy backlog command_line crash handover http_forms \
-	limits publish quick requests slow_readers stream tls))
+OVER_SOCKETS := $(addprefix tests/test_, $(addsuffix .py, asfpy backlog crash handover http_forms publish quick \
+	requests stream tls))
 # for sed: of each requirement the oldest version that is accepted, as in make test-sockets REQUIRED='$(OLDEST)'
 OLDEST := s/>=\([0-9.]*\),[^;\# ]*/==\1/
 WEBHOOKS := .demo/node_modules/@octokit/webhooks-examples
