@@ -61,9 +61,8 @@ class Ages:
             return False
         ahead = newest > self.stamped(moment) + _TOLERANCE
         behind = newest < self.stamped(looked) - _TOLERANCE
-        if (
-            behind
-        ):  # since when is not known: what was stamped right after the last look may be as old as that
+        if behind:
+            # since when is not known: what was stamped right after the last look may be as old as that
             newest -= moment - looked
             moment = looked
             if before is not None:  # but it is later than what was stamped before

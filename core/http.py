@@ -553,9 +553,8 @@ def head_too_large() -> Refused:
 def is_one_request(data: bytes) -> bool:
     """Whether this looks like a head and the body that belongs to it, with nothing behind them."""
     end = data.find(b"\r\n\r\n")
-    return (
-        data.find(b"ength: %d\r" % (len(data) - end - 4), 0, end + 1) > 0
-    )  # Content-Length, however written
+    # Content-Length, however written
+    return data.find(b"ength: %d\r" % (len(data) - end - 4), 0, end + 1) > 0
 
 
 def is_spoken(request: web.BaseRequest) -> bool:

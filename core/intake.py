@@ -125,9 +125,8 @@ class Intake:
             self._under_way[answer] = len(openings)
             answer.add_done_callback(self._under_way.pop)
         if ask:
-            self._gone += self._answers.remember(
-                ask, answer, age=-math.inf
-            )  # not forgotten before it is there
+            # not forgotten before it is there
+            self._gone += self._answers.remember(ask, answer, age=-math.inf)
         if answer.done():
             self._answered(ask, answer)
         else:

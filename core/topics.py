@@ -18,9 +18,8 @@ MOST_TOPICS = 64  # of an event
 MOST_TOPICS_ASKED_FOR = 1000  # by a subscription, in all
 MOST_BATCHES = 200  # of a subscription: each costs memory, and time for each event of a replay
 _REMEMBERED_PATHS = 1000  # of publishers, who use few
-_LONGEST_REMEMBERED = (
-    128  # bytes: the topics of a long path take kilobytes, and anybody may send others and others
-)
+# bytes: the topics of a long path take kilobytes, and anybody may send others and others
+_LONGEST_REMEMBERED = 128
 
 
 class PublishPath(NamedTuple):

@@ -75,7 +75,7 @@ class Backlog:
     async def start(self, now: Mark) -> Mark:
         """Begin to remember."""
         self._began = now
-        for kind in (self._public, self._private):
+        for kind in self._kinds.values():
             kind.ages = Ages([(self._clock(), now.timestamp)])
         return now
 

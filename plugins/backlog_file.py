@@ -137,8 +137,8 @@ class BacklogFile:
         self._wal_inode: int | None = None  # of the file beside it, once that is there
         self._wal_size = 0  # bytes, before the last write
         self._wal_size_seen = 0  # when it was last moved
-        # by kind: the latest event that has left. It is known here before it is committed: a reader on whom
-        # events leave asks after it has read, and must not believe that it has got all
+        # by kind: the latest event that has left. It is known here before it is committed: who is about to be
+        # told how much of a replay is held must not be told too much
         self.lost = dict.fromkeys(KINDS, NOTHING)
 
     def open(self, now: Mark, *, from_the_start: bool) -> Life:
@@ -153,9 +153,8 @@ class BacklogFile:
         with self._database_errors():
             if self._is_empty():
                 self._create(now, from_the_start)
-            self._writing().executescript(
-                _LATER_TABLES
-            )  # which files of earlier versions lack, and do not miss
+            # which files of earlier versions lack, and do not miss
+            self._writing().executescript(_LATER_TABLES)
             return self._read_life()
 
     def _is_empty(self) -> bool:
