@@ -108,6 +108,7 @@ class Life(NamedTuple):
     from_the_start: bool
     last: Mark  # no later stamp has been given
     ends: dict[str, int]  # by kind: position of the last event
+    newest: dict[str, float | None]  # by kind: timestamp of the newest event that is held
 
 
 class Clock(NamedTuple):
@@ -204,6 +205,7 @@ class BacklogFile:
             bool(from_the_start),
             Mark(max(reserved, *ends.values()), timestamp),
             ends,
+            {kind: mark and mark[1] for kind, mark in newest.items()},
         )
 
     def begin(self, began: Mark) -> None:
@@ -232,13 +234,6 @@ class BacklogFile:
         with self._database_errors():
             select = "SELECT lived, timestamp FROM ages WHERE kind = ? ORDER BY rowid"
             return self._writing().execute(select, (kind,)).fetchall()
-
-    def newest_timestamp(self, kind: str) -> float | None:
-        """That of the newest event."""
-        with self._database_errors():
-            select = f"SELECT timestamp FROM {kind} ORDER BY position DESC LIMIT 1"  # noqa: S608
-            row = self._writing().execute(select).fetchone()
-            return row and float(row[0])
 
     # Writing
 

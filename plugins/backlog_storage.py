@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple, ParamSpec, TypeVar
@@ -130,7 +130,8 @@ class StoredBacklog(Backlog):
             if imported:
                 import_old_backlog(self._path, self._config.size, self._max_line_size, now)
             life = self._file.open(now, from_the_start=first_life)
-            self._open_ages(now.timestamp, imported=imported)
+            # imported events are as old as the time of day says: the old file stays
+            self._open_ages(now.timestamp, {} if imported else life.newest)
             self._remembered = self._file.remembered(self._lived())
         except OSError as error:
             where = error.filename or self._path
@@ -150,8 +151,10 @@ class StoredBacklog(Backlog):
         self._drop_lost()
         return life.last
 
-    def _open_ages(self, now: float, *, imported: bool) -> None:
-        """Find out how long the file has lived, and what was stamped when. now: Unix seconds.
+    def _open_ages(self, now: float, newest: Mapping[str, float | None]) -> None:
+        """Find out how long the file has lived, and what was stamped when.
+
+        now: Unix seconds; newest: by kind, the timestamp of the newest event, if it tells how old that is.
 
         The time in which this machine was off is not counted: only the time of day tells of it, and that may
         be wrong, at a start even by years.
@@ -163,8 +166,8 @@ class StoredBacklog(Backlog):
             lived += max(0.0, clock - kept.since_boot)
         self._lived_before = lived - clock
         for name, kind in self._kinds.items():
-            newest = None if imported else self._file.newest_timestamp(name)  # the old file stays
-            kind.ages = Ages(self._file.ages(name) or [(lived, newest or now)], lived, newest)
+            points = self._file.ages(name) or [(lived, newest.get(name) or now)]
+            kind.ages = Ages(points, lived, newest.get(name))
 
     def _lived(self) -> float:
         """Seconds that the file has lived: a clock that nobody sets, and that goes on over restarts."""
