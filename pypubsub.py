@@ -31,17 +31,33 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11, RawRequestMessage
 
 from core import __version__, logs
-from core.access import UNIX, CertificateNames, Networks, publisher_address
-from core.authentication import Authentication
-from core.body import inflate, refuse_form, too_large, without_mark
-from core.cursor import Mark, Stamp
+from core.auth.authentication import Authentication
+from core.auth.login import (
+    AUTHENTICATE,
+    Login,
+    NoStreams,
+    NotLoggedIn,
+    WrongCredentials,
+    problem_with_password,
+)
+from core.auth.networks import UNIX, CertificateNames, Networks, publisher_address
+from core.auth.rights import Rights
+from core.auth.web_pages import WebPages
+from core.delivery.catch_up import Follower, Surroundings, shared_parts
+from core.delivery.fanout import PING_TURNS, Fanout
+from core.delivery.subscriber import Subscriber
+from core.delivery.wire import wire_form
 from core.errors import RETRY_AFTER, ConfigError, Refused, StartError
-from core.event import count_ndjson, parse_ndjson, parse_payload
-from core.fanout import PING_TURNS, Fanout
-from core.fields import only_known, only_one
-from core.following import Follower, Surroundings, shared_parts
-from core.framing import wire_form
-from core.http import (
+from core.events.cursor import Mark, Stamp
+from core.events.event import count_ndjson, parse_ndjson, parse_payload
+from core.events.idempotency import ask_again
+from core.events.intake import Intake
+from core.events.replay import HEADERS, QUERY_KEYS, Placement, ReplayRequest, replay_request
+from core.events.store import Accepted
+from core.events.topics import PublishPath, parse_publish_path, parse_subscription
+from core.events.turns import Slice
+from core.http.body import inflate, refuse_form, too_large, without_mark
+from core.http.connection import (
     MAX_HEAD,
     HttpServer,
     connection_of,
@@ -52,24 +68,15 @@ from core.http import (
     shown_path,
     size_of_fields,
 )
-from core.idempotency import ask_again
-from core.intake import Intake
-from core.listening import Listeners, url
-from core.login import AUTHENTICATE, Login, NoStreams, NotLoggedIn, WrongCredentials, problem_with_password
-from core.quick import accepted_answer
-from core.refusals import Refusals
-from core.replay import HEADERS, QUERY_KEYS, Placement, ReplayRequest, replay_request
-from core.rights import Rights
+from core.http.fields import only_known, only_one
+from core.http.listening import Listeners, url
+from core.http.plain_publish import accepted_answer
+from core.http.refusals import Refusals
+from core.http.tls import tls_context
 from core.settings import BacklogConfig, Config, load
-from core.store import Accepted
-from core.subscriber import Subscriber
-from core.tls import tls_context
-from core.topics import PublishPath, parse_publish_path, parse_subscription
-from core.turns import Slice
-from core.web_pages import WebPages
 from plugins import check_aioboto3, check_directory, providers_for, queues_for, store_for
-from plugins.acl_passwords import hash_password
-from plugins.acl_users import Users, read_users
+from plugins.acl.passwords import hash_password
+from plugins.acl.users import Users, read_users
 
 log = logging.getLogger("pypubsub")
 
@@ -249,7 +256,7 @@ class Server:
             self._fanout.ping(ping_line())
             self._intake.watch_clock()
 
-    # The rights of open streams (core.login.OpenStreams)
+    # The rights of open streams (core.auth.login.OpenStreams)
 
     def logins(self) -> Iterator[Login]:
         """Of all open streams."""
@@ -439,7 +446,7 @@ class Server:
     def publish_at_once(
         self, peer: str | None, message: RawRequestMessage, body: bytes
     ) -> asyncio.Future[Accepted] | None:
-        """_publish() for a plain publish (core.quick) that may be taken, with nothing to wait for before."""
+        """_publish() for a plain publish that may be taken, with nothing to wait for before."""
         if not body or self._stop.is_set() or not self._intake.at_once or not self._publishers.hold(peer):
             return None
         config = self.config.server

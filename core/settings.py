@@ -17,10 +17,10 @@ from pydantic import (
     StrictStr,
 )
 
-from core.access import Network
+from core.auth.networks import Network
+from core.auth.rights_config import AnyGrants, Topic
 from core.config import Duration, PositiveDuration, Section, Size, build, read_yaml
 from core.errors import ConfigError
-from core.grants import AnyGrants, Topic
 from core.sqs_settings import QueueConfig, build_queues, warnings_of_twins
 
 DEPLOYED_READERS_LINE_SIZE = 614_400  # bytes; a widely deployed reader fails for ever on a longer line

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, StrictStr, model_validator
 
+from core.auth.rights_config import Topic
 from core.config import PositiveDuration, Section, build, parse_duration
 from core.errors import ConfigError
-from core.grants import Topic
 
 # what the API of SQS takes (Amazon SQS API reference, ReceiveMessage)
 LONGEST_POLL = 20  # seconds

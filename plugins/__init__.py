@@ -5,19 +5,7 @@
     backlog  the newest events, kept in memory or in a file
     sqs      events from queues of Amazon SQS
 
-A plugin is one module, or one with parts of its own, such as those beside backlog.py and acl.py:
-
-    backlog_storage  the backlog with a file: what is stored when, and what is read from where
-    backlog_file     that file, an SQLite database
-    backlog_import   the file of PyPubSub 0.7, turned into such a one
-    acl_users        the ACL file, read
-    acl_passwords    passwords, plain and hashed
-    ldap_servers     which server of the directory is asked, and what is done while none answers
-    ldap_lookup      one question to one server
-    ldap_templates   where a user's name goes in what is asked
-    ldap_dn          distinguished names
-    sqs_client       the calls that read a queue
-    sqs_items        one item of a queue, read as an event
+A plugin is a package: its parts are beside one another in its directory.
 """
 
 import importlib.util
@@ -26,16 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.auth.login import OpenStreams, Provider
 from core.errors import StartError
-from core.intake import Intake
-from core.login import OpenStreams, Provider
+from core.events.intake import Intake
+from core.events.store import Outlet, Store, Unstored
 from core.settings import ClientsConfig, Config, ServerConfig
-from core.store import Outlet, Store, Unstored
-from plugins.acl import AclFile
-from plugins.acl_users import Users
+from plugins.acl.provider import AclFile
+from plugins.acl.users import Users
 
 if TYPE_CHECKING:
-    from plugins.sqs import SqsQueue
+    from plugins.sqs.queue import SqsQueue
 
 AIOBOTO3 = "aioboto3>=15,<16"  # as in requirements.txt
 
@@ -51,12 +39,12 @@ def store_for(server: ServerConfig, outlet: Outlet) -> Store:
     if not server.backlog.size:
         return Unstored(outlet)
     if server.backlog.storage:
-        from plugins.backlog_storage import StoredBacklog  # noqa: PLC0415 (and SQLite with it)
+        from plugins.backlog.file import StoredBacklog  # noqa: PLC0415 (and SQLite with it)
 
         path = Path(server.backlog.storage).resolve()
         check_directory(path)
         return StoredBacklog(server, path, outlet)
-    from plugins.backlog import Backlog  # noqa: PLC0415
+    from plugins.backlog.memory import Backlog  # noqa: PLC0415
 
     return Backlog(server.backlog, outlet)
 
@@ -70,7 +58,7 @@ def providers_for(
     """
     providers: list[Provider] = [AclFile(acl_path, users, streams)]
     if clients.ldap:
-        from plugins.ldap import Directory  # noqa: PLC0415 (and ldap3 with it)
+        from plugins.ldap.directory import Directory  # noqa: PLC0415 (and ldap3 with it)
 
         providers.append(Directory(clients.ldap, streams))
     return providers
@@ -87,7 +75,7 @@ def queues_for(config: Config, intake: Intake) -> Sequence["SqsQueue"]:
     if not config.sqs:
         return ()
     check_aioboto3()
-    from plugins.sqs import SqsQueue  # noqa: PLC0415 (and aioboto3 with it)
+    from plugins.sqs.queue import SqsQueue  # noqa: PLC0415 (and aioboto3 with it)
 
     readers = {queue.identity_of(queue.url): name for name, queue in config.sqs.items() if queue.url}
     return [SqsQueue(name, config, intake, readers) for name in config.sqs]

@@ -1,4 +1,4 @@
-"""plugins/ldap.py without the server around it, and servers that are no directory at all."""
+"""plugins/ldap/directory.py without the server around it, and servers that are no directory at all."""
 
 import asyncio
 import contextlib
@@ -6,10 +6,10 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
-from core.login import Credentials, Login
-from core.rights import Rights
+from core.auth.login import Credentials, Login
+from core.auth.rights import Rights
 from core.settings import LdapConfig
-from plugins.ldap import Directory
+from plugins.ldap.directory import Directory
 from slapd import GROUPS, PASSWORDS, PEOPLE, SUFFIX
 
 ACL = {
@@ -52,11 +52,11 @@ class Streams:
         self.told = 0  # times rights_changed()
 
     def logins(self) -> Iterator[Login]:
-        """As core.login.OpenStreams."""
+        """As core.auth.login.OpenStreams."""
         return iter(self.open)
 
     def rights_changed(self) -> None:
-        """As core.login.OpenStreams."""
+        """As core.auth.login.OpenStreams."""
         self.told += 1
         self.changes.release()
 

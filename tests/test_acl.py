@@ -19,17 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core import yaml_file
-from core.authentication import Authentication
+from core.auth.authentication import Authentication
+from core.auth.login import Login, NoStreams, WrongCredentials
+from core.auth.rights import EVERY_EVENT, Rights
 from core.errors import ConfigError
-from core.login import Login, NoStreams, WrongCredentials
-from core.rights import EVERY_EVENT, Rights
+from core.events.topics import publish_path
 from core.settings import load
-from core.topics import publish_path
 from daemon import ROOT, Daemon, basic
-from plugins import acl
-from plugins.acl import AclFile
-from plugins.acl_passwords import cost_class, hash_password, is_password, problem_with_hash
-from plugins.acl_users import read_users
+from plugins.acl import provider as acl
+from plugins.acl.passwords import cost_class, hash_password, is_password, problem_with_hash
+from plugins.acl.provider import AclFile
+from plugins.acl.users import read_users
 
 StartDaemon = Callable[..., Daemon]
 

@@ -29,16 +29,16 @@ from attack import (
     request,
     send,
 )
-from core.attempts import Attempts, TooManyAttempts
-from core.authentication import Authentication
+from core.auth.attempts import Attempts, TooManyAttempts
+from core.auth.authentication import Authentication
+from core.auth.login import Credentials, NoStreams, WrongCredentials, parse_credentials
 from core.errors import ConfigError
 from core.expiring import Expiring
-from core.login import Credentials, NoStreams, WrongCredentials, parse_credentials
 from daemon import ROOT, Daemon, basic
-from plugins import acl
-from plugins.acl import AclFile, Verifier
-from plugins.acl_passwords import cost_class, is_password
-from plugins.acl_users import read_users
+from plugins.acl import provider as acl
+from plugins.acl.passwords import cost_class, is_password
+from plugins.acl.provider import AclFile, Verifier
+from plugins.acl.users import read_users
 
 StartDaemon = Callable[..., Daemon]
 

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from attack import LISTED, authorization, credentials, fresh_address, publish, request, send
-from core.fanout import Fanout
-from core.following import Follower, Surroundings, shared_parts
-from core.framing import bare
-from core.recent import Line
-from core.replay import Placement
-from core.rights import EVERY_EVENT, NO_RIGHTS, Rights
-from core.store import Page, Unstored
-from core.subscriber import Subscriber
-from core.topics import EVERYTHING
+from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights
+from core.delivery.catch_up import Follower, Surroundings, shared_parts
+from core.delivery.fanout import Fanout
+from core.delivery.subscriber import Subscriber
+from core.delivery.wire import bare
+from core.events.recent import Line
+from core.events.replay import Placement
+from core.events.store import Page, Unstored
+from core.events.topics import EVERYTHING
 from daemon import Daemon, basic
 from wire import Stream
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.cursor import Mark, Stamps
-from core.event import Event
+from core.events.cursor import Mark, Stamps
+from core.events.event import Event
+from core.events.topics import publish_path
 from core.settings import BacklogConfig, ServerConfig
-from core.topics import publish_path
-from plugins import backlog_storage
-from plugins.backlog import Backlog
-from plugins.backlog_storage import StoredBacklog
+from plugins.backlog import file as backlog_storage
+from plugins.backlog.file import StoredBacklog
+from plugins.backlog.memory import Backlog
 from test_stores import Delivered
 
 YEAR = 365.25 * 86_400

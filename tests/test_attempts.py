@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from core.attempts import Attempts, TooManyAttempts
+from core.auth.attempts import Attempts, TooManyAttempts
 from core.expiring import Expiring
 from daemon import Daemon, basic
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from core.cursor import TICKS_PER_SECOND, position_of, stamp_at
+from core.events.cursor import TICKS_PER_SECOND, position_of, stamp_at
 from daemon import ROOT, Daemon
 
 StartDaemon = Callable[..., Daemon]

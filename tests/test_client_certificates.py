@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from core.access import CertificateNames
+from core.auth.networks import CertificateNames
 from daemon import Daemon, merged
 from test_command_line import run
 from wire import TIMEOUT

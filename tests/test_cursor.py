@@ -6,7 +6,7 @@ import uuid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.cursor import Stamps
+from core.events.cursor import Stamps
 
 START_NS = 1_795_489_256_376_269_300
 STEPS = st.lists(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core.web_pages import WebPages
+from core.auth.web_pages import WebPages
 from daemon import ROOT, Daemon
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from core.access import queues_of
-from core.fair_line import FairLine
+from core.auth.fair_line import FairLine
+from core.auth.networks import queues_of
 
 
 class Crowd:

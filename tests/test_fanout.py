@@ -7,14 +7,14 @@ from typing import cast
 
 import pytest
 
-from core import fanout
-from core.cursor import Stamps
-from core.event import Event, parse_payload
-from core.fanout import Fanout
-from core.framing import bare, chunked
-from core.rights import EVERY_EVENT, NO_RIGHTS, Rights
-from core.subscriber import Subscriber
-from core.topics import parse_publish_path, parse_subscription
+from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights
+from core.delivery import fanout
+from core.delivery.fanout import Fanout
+from core.delivery.subscriber import Subscriber
+from core.delivery.wire import bare, chunked
+from core.events.cursor import Stamps
+from core.events.event import Event, parse_payload
+from core.events.topics import parse_publish_path, parse_subscription
 
 PATHS = ["/", "/a", "/b", "/a,b", "/a/b", "/private/b"]
 EVENTS = ["/a", "/b", "/a/b", "/c", "/private/a", "/private/a/b", "/private"]

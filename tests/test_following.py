@@ -6,18 +6,18 @@ import random
 import socket
 from collections.abc import AsyncIterator, Callable
 
-from core.access import Networks
-from core.connections import Connections
-from core.fanout import Fanout
-from core.following import Follower, Surroundings, shared_parts
-from core.framing import Wire, bare, chunked
-from core.recent import Line
-from core.replay import Placement
-from core.rights import EVERY_EVENT, NO_RIGHTS, Rights, is_for
-from core.store import Page, Unstored
-from core.stream import Stream
-from core.subscriber import Subscriber
-from core.topics import Subscription, parse_subscription, publish_path
+from core.auth.networks import Networks
+from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights, is_for
+from core.delivery.catch_up import Follower, Surroundings, shared_parts
+from core.delivery.fanout import Fanout
+from core.delivery.subscriber import Subscriber
+from core.delivery.wire import Wire, bare, chunked
+from core.events.recent import Line
+from core.events.replay import Placement
+from core.events.store import Page, Unstored
+from core.events.topics import Subscription, parse_subscription, publish_path
+from core.http.limits import Connections
+from core.http.stream import Stream
 
 PATHS = ["/a", "/b", "/a/b", "/private/a", "/private/b/c"]
 EVENTS = 100

@@ -22,12 +22,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.attempts import Attempts
+from core.auth.attempts import Attempts
+from core.auth.login import alike
 from core.errors import Refused
-from core.event import depth_of, parse_payload
+from core.events.event import depth_of, parse_payload
+from core.events.topics import parse_publish_path, parse_subscription
 from core.expiring import Expiring
-from core.login import alike
-from core.topics import parse_publish_path, parse_subscription
 from daemon import Daemon
 from hostile import Client, chunks, cost, resident
 from wire import TIMEOUT

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from core.body import inflate
 from core.errors import Refused
+from core.http.body import inflate
 from core.log_line import printable
 from daemon import Daemon, basic
 from wire import answer_head

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from core.errors import Refused
-from core.idempotency import Answers, Ask, ask_again, fair_share
+from core.events.idempotency import Answers, Ask, ask_again, fair_share
 
 
 class Clock:

@@ -10,14 +10,14 @@ from typing import cast
 import pytest
 import trustme
 
-import plugins.ldap
+import plugins.ldap.directory
+from core.auth.login import Credentials, Login, WrongCredentials
+from core.auth.rights import NO_RIGHTS, Rights
 from core.errors import Refused
-from core.login import Credentials, Login, WrongCredentials
-from core.rights import NO_RIGHTS, Rights
 from core.settings import LdapConfig
 from directory import Streams, credentials, fake, ldap_config, running, segments
-from plugins.ldap import Answer, Directory, Proof
-from plugins.ldap_lookup import Question, ask
+from plugins.ldap.directory import Answer, Directory, Proof
+from plugins.ldap.lookup import Question, ask
 from slapd import PASSWORDS, PEOPLE, Slapd, dn_of
 
 
@@ -318,7 +318,7 @@ async def test_not_more_than_so_many_answers_are_remembered(
     directory: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one that was given longest ago is forgotten first."""
-    monkeypatch.setattr(plugins.ldap, "MOST_ANSWERS", 2)
+    monkeypatch.setattr(plugins.ldap.directory, "MOST_ANSWERS", 2)
     for user in ("alice", "bob", "alice", "carol"):
         await directory.log_in(credentials(user))
     assert directory.recall(credentials("alice"))

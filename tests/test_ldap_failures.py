@@ -15,13 +15,13 @@ import pytest
 import trustme
 from ldap3.utils.log import OFF, get_library_log_detail_level
 
-import plugins.ldap
-import plugins.ldap_lookup
-import plugins.ldap_servers
-import plugins.ldap_templates
+import plugins.ldap.directory
+import plugins.ldap.lookup
+import plugins.ldap.servers
+import plugins.ldap.templates
+from core.auth.login import Unanswered, WrongCredentials
+from core.auth.rights import NO_RIGHTS, Rights
 from core.errors import Refused
-from core.login import Unanswered, WrongCredentials
-from core.rights import NO_RIGHTS, Rights
 from core.settings import LdapConfig
 from directory import (
     BIND,
@@ -41,9 +41,9 @@ from directory import (
     running,
     segments,
 )
-from plugins.ldap import Directory
-from plugins.ldap_dn import Dn, parse_dn
-from plugins.ldap_servers import KEPT, MOST_AT_A_TIME
+from plugins.ldap.directory import Directory
+from plugins.ldap.dn import Dn, parse_dn
+from plugins.ldap.servers import KEPT, MOST_AT_A_TIME
 from slapd import GROUPS, PASSWORDS, Slapd
 from wire import free_port
 
@@ -360,7 +360,7 @@ async def test_thousands_of_groups_are_read_beside_the_event_loop(monkeypatch: p
         fake(handler) as server,
         running(config_for(server, timeout=30, acl=acl)) as directory,
     ):
-        for module in (plugins.ldap, plugins.ldap_lookup, plugins.ldap_templates):
+        for module in (plugins.ldap.directory, plugins.ldap.lookup, plugins.ldap.templates):
             monkeypatch.setattr(module, "parse_dn", noting)
         login = await directory.log_in(credentials("alice"))
     assert login.rights == Rights(segments("topic 0", "topic 1000", "topic 2000", "topic 3000"))
@@ -642,7 +642,7 @@ async def test_nobody_waits_too_long_for_others(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who has waited in vain is told that there are too many. The directory is not said to be out."""
-    monkeypatch.setattr(plugins.ldap_servers, "PATIENCE", 0.3)
+    monkeypatch.setattr(plugins.ldap.servers, "PATIENCE", 0.3)
     async with (
         fake(lambda peer: peer.silence()) as server,
         running(config_for(server, timeout=30)) as directory,

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ldap3.operation.search import FilterNode, parse_filter
 
+from core.auth.login import NoStreams, problem_with_user
 from core.errors import ConfigError
-from core.login import NoStreams, problem_with_user
 from directory import ldap_config
-from plugins.ldap import Directory
-from plugins.ldap_dn import parse_dn
-from plugins.ldap_templates import Pattern, UserDn
+from plugins.ldap.directory import Directory
+from plugins.ldap.dn import parse_dn
+from plugins.ldap.templates import Pattern, UserDn
 from slapd import PEOPLE
 
 SAME = [

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from netaddr import IPNetwork
 
-from core.access import Networks
-from core.connections import MAX_SURPLUS, MIN_SURPLUS, Connections, room_for_connections
-from core.refusals import LINES_A_SECOND, Refusals
+from core.auth.networks import Networks
+from core.http.limits import MAX_SURPLUS, MIN_SURPLUS, Connections, room_for_connections
+from core.http.refusals import LINES_A_SECOND, Refusals
 from daemon import Daemon, basic
 from test_tls import tls_daemon
 from wire import TIMEOUT

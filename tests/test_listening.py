@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from core.errors import StartError
+from core.http.unix_socket import UnixSocket
 from core.settings import ServerConfig
-from core.unix_socket import UnixSocket
 from daemon import Daemon
 
 StartDaemon = Callable[..., Daemon]

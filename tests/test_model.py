@@ -26,26 +26,28 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from core import intake as intake_module
-from core import store as store_module
-from core.access import Networks
-from core.connections import Connections
-from core.cursor import TICKS_PER_SECOND, Mark, Stamps, position_of, stamp_at
-from core.event import Event
+from core.auth.networks import Networks
+from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights, is_for
+from core.delivery.catch_up import Follower, Surroundings
+from core.delivery.fanout import Fanout
+from core.delivery.subscriber import Subscriber
+from core.delivery.wire import bare
+from core.events import intake as intake_module
+from core.events import store as store_module
+from core.events.cursor import TICKS_PER_SECOND, Mark, Stamps, position_of, stamp_at
+from core.events.event import Event
+from core.events.intake import Intake
+from core.events.replay import ReplayRequest
+from core.events.topics import parse_subscription, publish_path
 from core.expiring import Expiring
-from core.fanout import Fanout
-from core.following import Follower, Surroundings
-from core.framing import bare
-from core.intake import Intake
-from core.replay import ReplayRequest
-from core.rights import EVERY_EVENT, NO_RIGHTS, Rights, is_for
+from core.http.limits import Connections
+from core.http.stream import Stream
 from core.settings import BacklogConfig, ServerConfig
-from core.stream import Stream
-from core.subscriber import Subscriber
-from core.topics import parse_subscription, publish_path
-from plugins import backlog, backlog_file, backlog_storage
-from plugins.backlog import Backlog
-from plugins.backlog_storage import StoredBacklog
+from plugins.backlog import database as backlog_file
+from plugins.backlog import file as backlog_storage
+from plugins.backlog import memory as backlog
+from plugins.backlog.file import StoredBacklog
+from plugins.backlog.memory import Backlog
 from searching import search
 
 MODULES = (store_module, intake_module, backlog, backlog_file, backlog_storage)

@@ -23,8 +23,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from core.rights import EVERY_EVENT, NO_RIGHTS, Rights, is_for
-from core.topics import parse_subscription, publish_path
+from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights, is_for
+from core.events.topics import parse_subscription, publish_path
 from daemon import Daemon, basic
 from searching import search
 

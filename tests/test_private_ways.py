@@ -14,19 +14,19 @@ from typing import Any
 
 import pytest
 
-from core.cursor import Mark, Stamps
-from core.fanout import Fanout
-from core.following import Follower, Surroundings, shared_parts
-from core.framing import bare
-from core.intake import Intake
-from core.replay import ReplayRequest
+from core.delivery.catch_up import Follower, Surroundings, shared_parts
+from core.delivery.fanout import Fanout
+from core.delivery.subscriber import Subscriber
+from core.delivery.wire import bare
+from core.events.cursor import Mark, Stamps
+from core.events.intake import Intake
+from core.events.replay import ReplayRequest
+from core.events.store import PORTION, Accepted
+from core.events.topics import EVERYTHING, publish_path
+from core.http.stream import Stream
 from core.settings import BacklogConfig, ServerConfig
-from core.store import PORTION, Accepted
-from core.stream import Stream
-from core.subscriber import Subscriber
-from core.topics import EVERYTHING, publish_path
-from plugins.backlog import Backlog
-from plugins.backlog_storage import StoredBacklog
+from plugins.backlog.file import StoredBacklog
+from plugins.backlog.memory import Backlog
 from test_model import NO_LIMITS, Thread
 
 PING = b"ping\n"

@@ -1,4 +1,4 @@
-"""Publishes that are answered where they are read (core.quick): as all others are."""
+"""Publishes that are answered where they are read (core.http.plain_publish): as all others are."""
 
 import asyncio
 import re

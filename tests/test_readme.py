@@ -171,7 +171,9 @@ def test_files_of_the_layout_are_there() -> None:
     links = set(re.findall(r"\]\(([a-zA-Z_/.]+)(?:#[\w-]+)?\)", README))
     assert [name for name in named | links if not (ROOT / name).exists()] == []
     modules = {
-        f"{part}/{file.name}" for part in ("core", "plugins") for file in (ROOT / part).glob("[!_]*.py")
+        str(file.relative_to(ROOT))
+        for part in ("core", "plugins")
+        for file in (ROOT / part).rglob("[!_]*.py")
     }
     assert modules <= named
 
@@ -193,7 +195,7 @@ def test_protocol_lists_every_status_of_a_refusal() -> None:
     """The table of refusals has each status that the code refuses with."""
     code = "".join(
         file.read_text()
-        for file in [ROOT / "pypubsub.py", *(ROOT / "core").glob("*.py"), *(ROOT / "plugins").glob("*.py")]
+        for file in [ROOT / "pypubsub.py", *(ROOT / "core").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
     )
     refused_with = set(re.findall(r"\bRefused\(\s*(\d{3})\b", code))
     table = (ROOT / "docs/protocol.md").read_text().partition("## Refusals")[2].partition("\n## ")[0]

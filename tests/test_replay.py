@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.cursor import Mark, position_of, stamp_at
 from core.errors import Refused
-from core.replay import (
+from core.events.cursor import Mark, position_of, stamp_at
+from core.events.replay import (
     NOTHING,
     Gone,
     Placement,

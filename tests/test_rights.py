@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.registry import Registry
-from core.rights import MOST_FILED, Rights, is_for, private_batches
-from core.topics import MOST_BATCHES, parse_subscription, publish_path
+from core.auth.rights import MOST_FILED, Rights, is_for, private_batches
+from core.delivery.registry import Registry
+from core.events.topics import MOST_BATCHES, parse_subscription, publish_path
 from daemon import Daemon, basic
 from wire import Stream
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.connections import FILES_OF_OUR_OWN, MAX_SURPLUS
+from core.http.limits import FILES_OF_OUR_OWN, MAX_SURPLUS
 from core.settings import Config
 from daemon import ROOT, Daemon
 from installation import UNIT, install, service_of

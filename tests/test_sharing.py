@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from core.delivery.fanout import Fanout
 from core.errors import Refused
-from core.event import MAX_BATCH
-from core.fanout import Fanout
-from core.intake import Intake
+from core.events.event import MAX_BATCH
+from core.events.intake import Intake
+from core.events.topics import publish_path
+from core.events.turns import Turns
+from core.events.waiting import Waiting
 from core.settings import BacklogConfig, ServerConfig
-from core.topics import publish_path
-from core.turns import Turns
-from core.waiting import Waiting
 from daemon import Daemon
-from plugins import backlog_storage
-from plugins.backlog_file import Write
-from plugins.backlog_storage import StoredBacklog
+from plugins.backlog import file as backlog_storage
+from plugins.backlog.database import Write
+from plugins.backlog.file import StoredBacklog
 from wire import TIMEOUT
 
 StartDaemon = Callable[..., Daemon]

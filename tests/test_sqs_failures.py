@@ -15,7 +15,7 @@ import pytest
 from aws import Counts, Moto
 from aws_proxy import AwsProxy, Do, Reply, refusal
 from daemon import Daemon
-from plugins.sqs import Backoff
+from plugins.sqs.queue import Backoff
 from sqs import (
     OVER,
     TROUBLE,

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aws import Moto
-from core.cursor import Stamps
 from core.errors import Refused
-from core.event import RESERVED_KEYS, Draft, Event
-from core.http import MAX_TARGET
+from core.events.cursor import Stamps
+from core.events.event import RESERVED_KEYS, Draft, Event
+from core.http.connection import MAX_TARGET
 from daemon import Daemon
-from plugins.sqs_items import Item, Terms, draft_of
+from plugins.sqs.items import Item, Terms, draft_of
 from queues import backlog, new_queue, nothing_else_on, numbers, reading
 
 StartDaemon = Callable[..., Daemon]

@@ -13,19 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core import store as store_module
-from core.cursor import Mark, Stamps
-from core.event import Event
-from core.idempotency import Answers, Ask, Item, ask_again
-from core.intake import Intake
-from core.replay import Gone, Placement, ReplayRequest
+from core.events import store as store_module
+from core.events.cursor import Mark, Stamps
+from core.events.event import Event
+from core.events.idempotency import Answers, Ask, Item, ask_again
+from core.events.intake import Intake
+from core.events.replay import Gone, Placement, ReplayRequest
+from core.events.store import Accepted, Page, StoreError
+from core.events.topics import publish_path
 from core.settings import BacklogConfig, ServerConfig
-from core.store import Accepted, Page, StoreError
-from core.topics import publish_path
-from plugins import backlog, backlog_file
-from plugins.backlog import Backlog
-from plugins.backlog_file import BacklogFile, Write
-from plugins.backlog_storage import StoredBacklog
+from plugins.backlog import database as backlog_file
+from plugins.backlog import memory as backlog
+from plugins.backlog.database import BacklogFile, Write
+from plugins.backlog.file import StoredBacklog
+from plugins.backlog.memory import Backlog
 
 START_NS = 1_795_489_256_376_269_300
 BEGINNING = Mark(1, 0.0)

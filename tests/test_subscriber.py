@@ -8,10 +8,10 @@ from typing import cast
 
 import pytest
 
-from core import subscriber as subscriber_module
-from core.framing import bare
-from core.subscriber import Subscriber
-from core.topics import EVERYTHING
+from core.delivery import subscriber as subscriber_module
+from core.delivery.subscriber import Subscriber
+from core.delivery.wire import bare
+from core.events.topics import EVERYTHING
 
 
 class Transport:

@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from core.errors import StartError
+from core.http.tls import tls_context
 from core.settings import TlsConfig
-from core.tls import tls_context
 from daemon import Daemon
 from wire import TIMEOUT
 

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from core.delivery.registry import Registry
 from core.errors import Refused
-from core.registry import Registry
-from core.topics import EVERYTHING, Subscription, parse_publish_path, parse_subscription
+from core.events.topics import EVERYTHING, Subscription, parse_publish_path, parse_subscription
 
 TOPIC = st.sampled_from(["a", "b", "c", "d", "private", "é", " "])
 TOPICS = st.frozensets(TOPIC, max_size=4)

@@ -1,0 +1,70 @@
+"""Rights as the configuration files write them: segments of topics to see, secure topics to publish on."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, StrictStr
+
+from core.auth.rights import EVERY_EVENT, Rights, Segment
+from core.config import Section, shown_key
+from core.events.topics import PRIVATE
+
+TOPIC_FORM = "a topic: text that is not empty and has no / and no comma"
+
+
+def is_topic(value: object) -> bool:
+    """Whether an event can have this among its topics."""
+    return isinstance(value, str) and bool(value) and "/" not in value and "," not in value
+
+
+def _check_topic(value: str) -> str:
+    if not is_topic(value):
+        raise ValueError(TOPIC_FORM)
+    return value
+
+
+Topic = Annotated[StrictStr, AfterValidator(_check_topic)]
+
+
+def _all_or_topics(value: object) -> object:
+    if value == "all":
+        return ()
+    if isinstance(value, list) and value:
+        return value
+    raise ValueError('a list of topics that is not empty, or "all" for every private event')
+
+
+SegmentTopics = Annotated[tuple[Topic, ...], BeforeValidator(_all_or_topics)]  # empty: all
+
+
+class Grants(Section):
+    """What a user of the ACL file, or a dn of the directory, is given."""
+
+    acl: dict[StrictStr, SegmentTopics] = Field(default_factory=dict)  # by names that mean nothing here
+    topics: tuple[Topic, ...] = ()  # secure topics that may be published on
+
+    @property
+    def rights(self) -> Rights:
+        """The same as one object."""
+        sees: set[Segment] = {frozenset(topics) or EVERY_EVENT for topics in self.acl.values()}
+        return Rights(frozenset(sees), frozenset(self.topics))
+
+    def warnings(self) -> list[str]:
+        """What an operator should know about valid grants, each with its key."""
+        return [
+            f'acl.{shown_key(segment)}: begins with "{PRIVATE}", which does not stand for private events'
+            f" here: it is met by a second one in their path, as in /{PRIVATE}/a/{PRIVATE}"
+            for segment, topics in self.acl.items()
+            if topics[:1] == (PRIVATE,)
+        ]
+
+
+def _in_full(value: object) -> object:
+    """The short forms of a grant: a list of topics, which is one segment, and segments alone."""
+    if isinstance(value, list) or value == "all":
+        return {"acl": {"topics": value}}
+    if isinstance(value, dict) and not value.keys() <= {"acl", "topics"}:
+        return {"acl": value}
+    return value
+
+
+AnyGrants = Annotated[Grants, BeforeValidator(_in_full)]  # in full, or in one of the short forms

@@ -1,0 +1,1 @@
+"""An event's way out: to its subscribers, live or from the backlog."""

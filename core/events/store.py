@@ -1,0 +1,196 @@
+"""What becomes of published events: a store takes them, and decides when they go out.
+
+The server does not know whether events are kept in memory, in a file or not at all: it appends them, and the
+store delivers them in order once they are as safe as it can make them. A store that keeps them is also what
+subscribers read who were away, or have fallen behind.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from core.events.cursor import Mark, Stamp
+from core.events.event import Event
+from core.events.idempotency import Ask, Item
+from core.events.recent import Line
+from core.events.replay import Gone, Placement, ReplayRequest
+
+PORTION = 200  # events that are stamped or delivered in one turn of the event loop
+PAGE_EVENTS = 1000
+PAGE_BYTES = 128 * 1024  # about, a page has at least one event
+
+
+class Outlet(Protocol):
+    """Where events go out: the fan-out."""
+
+    def deliver(self, event: Event) -> None:
+        """Put an event on its way to its subscribers."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room for events: who brings any waits until there is."""
+
+    async def room(self) -> None:
+        """Wait for room."""
+
+
+class Accepted(NamedTuple):
+    """What a publisher is told, and told again for the same Idempotency-Key."""
+
+    last: Stamp
+    events: int  # how many
+
+
+class Remembered(NamedTuple):
+    """An answer that outlived a restart."""
+
+    ask: Ask
+    accepted: Accepted
+    age: float  # seconds
+
+
+class Page(NamedTuple):
+    """A part of the backlog: what is held of the lines between two positions."""
+
+    end: int  # position up to which it goes; there may be no line at it
+    lines: Sequence[Line]
+    gone: Gone = Gone()  # what had left, at the latest, when it was read
+
+
+class Store(Protocol):
+    """What the server and its subscribers ask of a store."""
+
+    durable: bool  # a batch is stored whole or not at all, and answers are remembered over a restart
+    is_full: bool  # so much waits to be stored that nothing may be appended
+
+    def end(self, *, private: bool) -> int:
+        """The position of the last event that was delivered, of those that a subscriber may see.
+
+        Here as everywhere, private: whether it may see private events. What is published privately must not
+        decide which way others' subscriptions take: it would show in the time that they take.
+        """
+
+    async def start(self, now: Mark) -> Mark:
+        """Open what it needs. What stamps have to come after. Raises StartError.
+
+        now: a moment before every event to come.
+        """
+
+    def remembered(self) -> Sequence[Remembered]:
+        """The answers of an earlier life, the oldest first."""
+
+    async def run(self) -> None:
+        """What it does beside its answers, until cancelled."""
+
+    async def flush(self) -> None:
+        """Wait until everything appended is delivered or refused."""
+
+    async def stop(self) -> None:
+        """Undo start(), also one that failed half-way."""
+
+    async def remembered_items(self, queue: str) -> Sequence[tuple[bytes, float]]:
+        """The ids of a queue's items that earlier lives took, oldest first, and the seconds they have left.
+
+        Raises StoreError.
+        """
+
+    def append(
+        self,
+        events: Sequence[Event],
+        ask: Ask | None = None,
+        items: Sequence[Item] = (),
+        gone: Sequence[bytes] = (),
+    ) -> asyncio.Future[Accepted]:
+        """Take events, at least one, in order. The future is done when they have been delivered.
+
+        Its exception is Refused(503) if they could not be stored; nothing was delivered then.
+        ask, items: remember the answer, or where the events came from, together with the events.
+        gone: names of answers (Ask.name) that need not be remembered any longer.
+        """
+
+    async def settle(self, position: int, *, private: bool) -> None:
+        """Wait until all that a subscriber may see of what was appended has been delivered, or refused.
+
+        position: about to be handed out; no later life will give an event one below it.
+        """
+
+    async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:
+        """Where a subscriber begins to read, and what it is told. now: where live events begin.
+
+        Raises Refused(503) if that cannot be found out.
+        """
+
+    async def read(self, after: int, *, private: bool) -> Page:
+        """What comes next: public events, and private ones if asked for. Does not suspend near the end.
+
+        Raises StoreError.
+        """
+
+
+class StoreError(Exception):
+    """The store cannot be read or written. One line."""
+
+
+class Unstored:
+    """A store that keeps nothing: events go out at once."""
+
+    durable = False
+    is_full = False
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+
+    def end(self, *, private: bool) -> int:  # noqa: ARG002
+        """Nothing can be read."""
+        return 0
+
+    async def start(self, now: Mark) -> Mark:
+        """There is nothing to open."""
+        return now
+
+    def remembered(self) -> Sequence[Remembered]:
+        """Nothing."""
+        return ()
+
+    async def run(self) -> None:
+        """There is nothing to do."""
+
+    async def flush(self) -> None:
+        """Nothing waits."""
+
+    async def stop(self) -> None:
+        """There is nothing to close."""
+
+    async def remembered_items(self, queue: str) -> Sequence[tuple[bytes, float]]:  # noqa: ARG002
+        """None."""
+        return ()
+
+    def append(
+        self,
+        events: Sequence[Event],
+        ask: Ask | None = None,  # noqa: ARG002
+        items: Sequence[Item] = (),  # noqa: ARG002
+        gone: Sequence[bytes] = (),  # noqa: ARG002
+    ) -> asyncio.Future[Accepted]:
+        """Deliver them."""
+        for event in events:
+            self._outlet.deliver(event)
+        return accepted(events)
+
+    async def settle(self, position: int, *, private: bool) -> None:
+        """Nothing waits."""
+
+    async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:  # noqa: ARG002
+        """From now on."""
+        return Placement(now.position, "none" if asked else None)
+
+    async def read(self, after: int, *, private: bool) -> Page:  # noqa: ARG002
+        """Nothing is there."""
+        return Page(after, ())
+
+
+def accepted(events: Sequence[Event]) -> asyncio.Future[Accepted]:
+    """The future of events that have been delivered."""
+    future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+    future.set_result(Accepted(events[-1].stamp, len(events)))
+    return future

@@ -1,0 +1,1 @@
+"""HTTP, by aiohttp: the one wing that knows it."""

@@ -1,0 +1,195 @@
+"""Sockets that listen, and what they accept: counted before anything else is done for it, TLS or not.
+
+The event loops have servers of their own, which accept whatever comes, and tell of a connection over TLS when
+its handshake has ended, so that silent ones would be outside every limit. At the limit of open files uvloop's
+hangs up on clients without a word.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from core import __version__
+from core.auth.networks import UNIX, plain_address
+from core.errors import StartError
+from core.http.connection import HttpServer
+from core.http.limits import SURPLUS_TIMEOUT, Place
+from core.http.unix_socket import UnixSocket
+from core.trouble import Trouble
+
+log = logging.getLogger("pypubsub")
+
+BACKLOG = 1024  # connections waiting to be accepted: after a restart everybody comes back at once
+AT_ONCE = 64  # connections that are accepted in one turn of the loop: events have their turn between
+PAUSE = 0.05  # seconds until it is tried again, where nothing more can be accepted
+QUIET = 10.0  # seconds between two lines about that, which clients can bring about
+
+CurrentContext = Callable[[], ssl.SSLContext | None]  # the TLS context for a connection that comes now
+
+
+class Listeners:
+    """All sockets that listen, and the connections over them that are not open yet.
+
+    handshake_timeout: seconds that a TLS handshake may take. asyncio's 60 are for links that are very slow.
+    """
+
+    def __init__(self, http: HttpServer, handshake_timeout: float) -> None:
+        self._http = http
+        self._handshake_timeout = handshake_timeout
+        self._loop = asyncio.get_running_loop()
+        self._listening: list[socket.socket] = []
+        self._unix: list[UnixSocket] = []
+        self._opening: set[asyncio.Task[None]] = set()  # which takes a turn or two of the loop
+        self._handshakes: set[asyncio.Task[None]] = set()  # which take as long as their clients like
+        self._trouble = Trouble(
+            log, "cannot accept connections: %s", "connections are accepted again", quiet=QUIET
+        )
+
+    async def listen_tcp(
+        self, bind: str, port: int, context: CurrentContext | None = None, *, ipv4_too: bool = False
+    ) -> None:
+        """Listen on an address, or on all of a name's. Raises StartError."""
+        tls = context is not None
+        try:
+            sockets = await tcp_sockets(bind, port, ipv4_too=ipv4_too)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error
+            raise StartError(f"cannot listen on {url(bind, port, tls=tls)}: {reason}") from error
+        except ValueError as error:  # a name that cannot be looked up
+            raise StartError(f"cannot listen on {url(bind, port, tls=tls)}: {error}") from error
+        for listening in sockets:
+            self._listen(listening, context)
+        port = sockets[0].getsockname()[1]  # the kernel's choice where it was 0
+        for address in (bind, "0.0.0.0") if ipv4_too else (bind,):  # noqa: S104 (what it is)
+            log.info("PyPubSub %s serves %s", __version__, url(address, port, tls=tls))
+
+    def listen_unix(self, path: Path) -> None:
+        """Listen on a socket in the file system. Raises StartError."""
+        unix_socket = UnixSocket(path, BACKLOG)
+        self._unix.append(unix_socket)
+        self._listen(unix_socket.listening, None)
+        log.info("PyPubSub %s serves unix:%s", __version__, path)
+
+    async def stop(self) -> None:
+        """Accept no more, and cut off handshakes that are under way."""
+        for listening in self._listening:
+            self._loop.remove_reader(listening)
+        for unix_socket in self._unix:
+            unix_socket.close()
+        for listening in self._listening:
+            listening.close()
+        self._listening.clear()
+        self._unix.clear()
+        for handshake in self._handshakes:
+            handshake.cancel()
+        await asyncio.gather(*self._opening, *self._handshakes, return_exceptions=True)
+
+    def _listen(self, listening: socket.socket, context: CurrentContext | None) -> None:
+        listening.setblocking(False)
+        self._listening.append(listening)
+        self._loop.add_reader(listening, self._accept, listening, context)
+
+    def _accept(self, listening: socket.socket, context: CurrentContext | None) -> None:
+        """Take what waits to be accepted, as far as there is room for it."""
+        for _ in range(AT_ONCE):
+            if not self._http.limits.has_room():
+                limits = self._http.limits
+                full = f"there are {limits.most}, and {limits.most_surplus} more to be refused"
+                self._pause(listening, context, full)
+                return
+            try:
+                accepted, address = listening.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:  # EMFILE, ENFILE, ENOBUFS, ENOMEM, ...
+                self._pause(listening, context, error.strerror or str(error))
+                return
+            self._trouble.ended()
+            peer = UNIX if listening.family == socket.AF_UNIX else plain_address(address[0])
+            self._take(accepted, peer, context)
+
+    def _pause(self, listening: socket.socket, context: CurrentContext | None, reason: str) -> None:
+        """Leave what comes to the kernel for a moment, in which the loop would ask without end."""
+        self._trouble.began(reason)
+        self._loop.remove_reader(listening)
+        self._loop.call_later(PAUSE, self._resume, listening, context)
+
+    def _resume(self, listening: socket.socket, context: CurrentContext | None) -> None:
+        if listening in self._listening:
+            self._loop.add_reader(listening, self._accept, listening, context)
+
+    def _take(self, accepted: socket.socket, peer: str | None, context: CurrentContext | None) -> None:
+        """Count a connection, and have it opened."""
+        place = self._http.limits.enter(peer)
+        if place == "closed":
+            accepted.close()
+            self._http.turned_away(peer, place)
+            return
+        opening = self._loop.create_task(self._open(accepted, peer, place, context and context()))
+        under_way = self._opening if context is None else self._handshakes
+        under_way.add(opening)
+        opening.add_done_callback(under_way.discard)
+
+    async def _open(
+        self, accepted: socket.socket, peer: str | None, place: Place, context: ssl.SSLContext | None
+    ) -> None:
+        """Have the event loop open a connection, over TLS with its handshake, and close it in the end."""
+        connection = self._http.connection(peer, place)
+        connect = partial(self._loop.connect_accepted_socket, lambda: connection, accepted)
+        try:
+            if context is None:
+                await connect()
+            elif place == "admitted":
+                await connect(ssl=context, ssl_handshake_timeout=self._handshake_timeout)
+            else:
+                await connect(
+                    ssl=context, ssl_handshake_timeout=SURPLUS_TIMEOUT, ssl_shutdown_timeout=SURPLUS_TIMEOUT
+                )
+        except OSError as error:
+            log.debug("a connection from %s was not opened: %s", peer, error)
+        finally:
+            if not connection.opened:
+                self._http.limits.leave(peer, place)
+
+
+async def tcp_sockets(host: str, port: int, *, ipv4_too: bool) -> list[socket.socket]:
+    """Sockets that listen on all addresses of a host. Raises OSError, and ValueError for a name that is none.
+
+    ipv4_too: whether one for IPv6 takes IPv4 as well.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            try:
+                listening = socket.socket(family, kind, protocol)
+            except OSError as error:
+                if error.errno == errno.EAFNOSUPPORT and len(found) > 1:
+                    continue  # localhost is ::1 as well, where the kernel has no IPv6
+                raise
+            sockets.append(listening)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not ipv4_too))
+            listening.bind(address)
+            listening.listen(BACKLOG)
+    except BaseException:
+        for listening in sockets:
+            listening.close()
+        raise
+    return sockets
+
+
+def url(bind: str, port: int, *, tls: bool) -> str:
+    """How an address and a port are written."""
+    return f"{'https' if tls else 'http'}://{f'[{bind}]' if ':' in bind else bind}:{port}"

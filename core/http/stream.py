@@ -1,0 +1,76 @@
+"""The connection of a subscriber, once the head of its stream has been sent.
+
+From then on nothing is HTTP any more: frames go out, and what comes in is of no interest. So the connection
+is taken from aiohttp, which would hold the request, its answer and two tasks for as long as the stream lasts.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+
+from core.http.limits import Connections, Place
+
+_TIME_TO_RESET = 1.0  # seconds
+
+
+class Stream(asyncio.Protocol):
+    """What asyncio tells of such a connection; what a reader sends is dropped.
+
+    limits, peer, place: where it counts until it is gone.
+    """
+
+    __slots__ = ("_drained", "_limits", "_peer", "_place", "_task", "on_lost", "writing_paused")
+
+    def __init__(self, limits: Connections, peer: str | None, place: Place, *, writing_paused: bool) -> None:
+        self.writing_paused = writing_paused
+        self.on_lost: Callable[[], None] | None = None  # called before the socket is closed
+        self._limits = limits
+        self._peer = peer
+        self._place = place
+        self._drained: asyncio.Future[None] | None = None  # while drain() waits
+        self._task: asyncio.Task[None] | None = None
+
+    def serve(self, serving: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Run what serves the reader, and cancel it when the connection is gone."""
+        self._task = asyncio.get_running_loop().create_task(serving)
+        return self._task
+
+    def watch(self, transport: asyncio.Transport) -> None:
+        """Look once whether a reader that sends no more has gone, which shows when its head has been sent."""
+        asyncio.get_running_loop().call_later(_TIME_TO_RESET, _abort_if_reset, transport)
+
+    def pause_writing(self) -> None:
+        """The kernel does not take everything."""
+        self.writing_paused = True
+
+    def resume_writing(self) -> None:
+        """The kernel has taken everything."""
+        self.writing_paused = False
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    async def drain(self) -> None:
+        """Wait until the kernel has taken everything."""
+        while self.writing_paused:
+            self._drained = asyncio.get_running_loop().create_future()
+            try:
+                await self._drained
+            finally:
+                self._drained = None
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """The connection is gone."""
+        if self.on_lost:
+            self.on_lost()
+            self.on_lost = None
+        self._limits.leave(self._peer, self._place)
+        if self._task:
+            self._task.cancel()
+            self._task = None
+
+
+def _abort_if_reset(transport: asyncio.Transport) -> None:
+    if transport.is_closing():
+        return
+    if transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        transport.abort()

@@ -1,0 +1,1 @@
+"""The ACL file: users, and what they may see and say."""

@@ -1,0 +1,1 @@
+"""The newest events, kept in memory or in a file."""

@@ -1,0 +1,458 @@
+"""The backlog in a file: events go out once they are on the disk, and any number of them can be read again.
+
+The newest events are in memory too, so that only those who come from further back make the file be read.
+"""
+
+import asyncio
+import errno
+import fcntl
+import functools
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, NamedTuple, ParamSpec, TypeVar
+
+from core.errors import RETRY_AFTER, Refused, StartError
+from core.events.cursor import Mark, position_of
+from core.events.event import Event
+from core.events.idempotency import Ask, Item
+from core.events.replay import NOTHING, Placement, Reach, ReplayRequest, place, place_cursor
+from core.events.store import PORTION, Accepted, Outlet, Page, Remembered, StoreError
+from core.events.turns import Slice
+from core.events.waiting import MOST_WAITING
+from core.settings import ServerConfig
+from plugins.backlog.ages import Ages, since_boot, this_boot
+from plugins.backlog.database import KINDS, RESERVED_AHEAD, BacklogFile, Clock, Write
+from plugins.backlog.import_0_7 import import_old_backlog, is_old_backlog
+from plugins.backlog.memory import Backlog, Kind
+
+log = logging.getLogger("pypubsub.backlog")
+
+_SHARED_PAGES = 16
+_GROUP_EVENTS = 10_000  # with as many, or so many bytes, a group that is stored together is long enough
+_GROUP_BYTES = 8 * 1024**2
+_CLOCK_KEPT_EVERY = 60.0  # seconds
+_LOG_MOVED_EVERY = 60.0  # seconds, at least
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Waiting(NamedTuple):
+    """Events that wait to be stored."""
+
+    write: Write
+    size: int  # bytes of their lines
+    done: asyncio.Future[Accepted]
+
+
+class _Ability:
+    """Whether the file can be written, or read. The log is told when that changes, and not each time.
+
+    what: "write", "read"; consequence: what it means while that is not so.
+    """
+
+    def __init__(self, what: str, path: Path, consequence: str) -> None:
+        self._what = what
+        self._path = path
+        self._consequence = consequence
+        self.there = True
+
+    def fails(self, error: StoreError) -> None:
+        """It could not be done."""
+        if self.there:
+            log.error("cannot %s, %s until this is mended: %s", self._what, self._consequence, error)
+        self.there = False
+
+    def works(self) -> None:
+        """It could be done."""
+        if not self.there:
+            log.info("can %s again: %s", self._what, self._path)
+        self.there = True
+
+
+class StoredBacklog(Backlog):
+    """A backlog that outlives the process."""
+
+    durable = True
+
+    def __init__(
+        self, server: ServerConfig, path: Path, outlet: Outlet, clock: Callable[[], float] = since_boot
+    ) -> None:
+        super().__init__(server.backlog, outlet, clock)
+        self._path: Final = path
+        self._max_line_size = server.max_line_size
+        self._file = BacklogFile(path, server.backlog.size, server.idempotency_window)
+        self._pages: OrderedDict[tuple[int, Sequence[str]], asyncio.Task[Page]] = OrderedDict()
+        self._lock: int | None = None  # open file
+        self._writing = ThreadPoolExecutor(1, "backlog writer")
+        self._reading = ThreadPoolExecutor(1, "backlog reader")
+        self._waiting: list[_Waiting] = []
+        self._waiting_bytes = 0
+        self._anything_waits = asyncio.Event()
+        # by whether it is private: the last of what was appended
+        self._appended: dict[bool, asyncio.Future[Accepted]] = {}
+        # by whether they may see private events: position up to which others may be given to subscribers
+        self._reserved = {False: 0, True: 0}
+        self._reservation = asyncio.Lock()
+        self._can_write = _Ability("write", path, "publishers are refused")
+        self._can_move = _Ability(
+            "move what is stored from the -wal into the file", path, "nothing is lost, but the -wal grows"
+        )
+        self._can_read = _Ability("read", path, "replays from it are refused or break off")
+        self._remembered: Sequence[Remembered] = ()
+        self._lived_before = 0.0  # seconds that the file has lived, beside those of the clock
+        self._log_moved = -math.inf  # when that was last tried: seconds that the file had lived
+        self._clock_kept = 0.0  # when the file was last told: seconds that it had lived
+
+    # A life
+
+    async def start(self, now: Mark) -> Mark:
+        """Open the file, which may be an old one that is imported, or begin a new one."""
+        last = await self._in(self._writing, self._open, now)
+        try:
+            await self._in(self._reading, self._file.open_reader)
+        except StoreError as error:
+            raise StartError(f"server.backlog.storage: {error}") from error
+        return last
+
+    def _open(self, now: Mark) -> Mark:
+        lock_path = Path(f"{self._path}-lock")
+        # the lock stays when the file itself is taken away; an empty file may be what a crash of 0.7 has left
+        first_life = not lock_path.exists() and not self._path.exists()
+        self._lock = lock(self._path, lock_path)
+        try:
+            imported = is_old_backlog(self._path)
+            if imported:
+                import_old_backlog(self._path, self._config.size, self._max_line_size, now)
+            life = self._file.open(now, from_the_start=first_life)
+            # imported events are as old as the time of day says: the old file stays
+            self._open_ages(now.timestamp, {} if imported else life.newest)
+            self._remembered = self._file.remembered(self._lived())
+        except OSError as error:
+            where = error.filename or self._path
+            raise StartError(f"server.backlog.storage: {where}: {error.strerror}") from error
+        except StoreError as error:
+            raise StartError(f"server.backlog.storage: {error}") from error
+        self._began, self._from_the_start = life.began, life.from_the_start
+        for name, kind in self._kinds.items():
+            kind.end = kind.in_memory_after = life.ends[name]
+        try:
+            self._file.push_out()
+            self._keep_clock()
+            while self._file.prune(self._oldest_kept(), self._lived()):
+                pass
+        except StoreError as error:  # it can be read, at least
+            self._can_write.fails(error)
+        self._drop_lost()
+        return life.last
+
+    def _open_ages(self, now: float, newest: Mapping[str, float | None]) -> None:
+        """Find out how long the file has lived, and what was stamped when.
+
+        now: Unix seconds; newest: by kind, the timestamp of the newest event, if it tells how old that is.
+
+        The time in which this machine was off is not counted: only the time of day tells of it, and that may
+        be wrong, at a start even by years.
+        """
+        clock, boot = self._clock(), this_boot()
+        kept = self._file.clock()
+        lived = kept.lived if kept else now
+        if kept and boot and kept.boot == boot:
+            lived += max(0.0, clock - kept.since_boot)
+        self._lived_before = lived - clock
+        for name, kind in self._kinds.items():
+            points = self._file.ages(name) or [(lived, newest.get(name) or now)]
+            kind.ages = Ages(points, lived, newest.get(name))
+
+    def _lived(self) -> float:
+        """Seconds that the file has lived: a clock that nobody sets, and that goes on over restarts."""
+        return self._lived_before + self._clock()
+
+    def _keep_clock(self) -> None:
+        """Have the file know it in another life. Raises StoreError."""
+        lived = self._lived()
+        ages = {name: kind.ages.points for name, kind in self._kinds.items()}
+        self._file.keep_clock(Clock(this_boot(), self._clock(), lived), ages)
+        self._clock_kept = lived
+
+    def remembered(self) -> Sequence[Remembered]:
+        """The answers of an earlier life, once."""
+        remembered, self._remembered = self._remembered, ()
+        return remembered
+
+    async def remembered_items(self, queue: str) -> Sequence[tuple[bytes, float]]:
+        """What the file remembers."""
+        return await self._in_reader(self._file.remembered_items, queue, self._lived())
+
+    async def run(self) -> None:
+        """Store what waits, and let go of what is too old, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._write_groups(), name="write the backlog")
+            tasks.create_task(self._prune_regularly(), name="prune the backlog")
+
+    async def flush(self) -> None:
+        """Wait until everything appended is delivered or refused."""
+        while under_way := self._under_way(private=True):
+            await asyncio.wait(under_way)
+
+    def _under_way(self, *, private: bool) -> list[asyncio.Future[Accepted]]:
+        """The last of what was appended, of each kind that a subscriber may see, while it is not stored."""
+        return [done for kind, done in self._appended.items() if kind <= private and not done.done()]
+
+    async def stop(self) -> None:
+        """Close the file."""
+        try:
+            await self._in(self._writing, self._file.close_writer)
+            await self._in(self._reading, self._file.close_reader)
+        finally:
+            self._writing.shutdown()
+            self._reading.shutdown()
+            if self._lock is not None:
+                os.close(self._lock)
+
+    async def _in(
+        self, thread: ThreadPoolExecutor, call: Callable[P, R], *arguments: P.args, **named: P.kwargs
+    ) -> R:
+        return await asyncio.get_running_loop().run_in_executor(thread, lambda: call(*arguments, **named))
+
+    # Writing
+
+    def append(
+        self,
+        events: Sequence[Event],
+        ask: Ask | None = None,
+        items: Sequence[Item] = (),
+        gone: Sequence[bytes] = (),
+    ) -> asyncio.Future[Accepted]:
+        """Have events stored, and then delivered."""
+        done: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        write = Write(events, ask, Accepted(events[-1].stamp, len(events)), items, gone)
+        size = 0
+        for event in events:
+            size += len(event.line)
+        self._waiting.append(_Waiting(write, size, done))
+        self._waiting_bytes += size
+        self.is_full = self._waiting_bytes > MOST_WAITING
+        self._anything_waits.set()
+        for private in {event.path.private for event in events}:
+            self._appended[private] = done
+        return done
+
+    async def _write_groups(self) -> None:
+        """Store in one transaction what has come while the last one was written, up to a bound."""
+        while True:
+            await self._anything_waits.wait()
+            group = self._next_group()
+            if not self._waiting:
+                self._anything_waits.clear()
+            writes = [each.write for each in group]
+            try:
+                await self._in(self._writing, self._file.store, writes, self.end(private=True), self._lived())
+            except StoreError as error:
+                self._can_write.fails(error)
+                self._refuse(group)
+            else:
+                self._can_write.works()
+                self._drop_lost()
+                await self._deliver_group(group)
+                if self._file.log_has_grown:
+                    await self._move_log()
+
+    async def _move_log(self) -> None:
+        """Have SQLite's log moved into the file, and say so when that fails."""
+        self._log_moved = self._lived()
+        try:
+            await self._in(self._writing, self._file.move_log)
+        except StoreError as error:
+            self._can_move.fails(error)
+        else:
+            self._can_move.works()
+
+    def _next_group(self) -> list[_Waiting]:
+        events = size = count = 0
+        for count, waiting in enumerate(self._waiting, 1):  # noqa: B007 (it is used behind the loop)
+            events += len(waiting.write.events)
+            size += waiting.size
+            if events >= _GROUP_EVENTS or size >= _GROUP_BYTES:
+                break
+        group, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._waiting_bytes -= size
+        self.is_full = self._waiting_bytes > MOST_WAITING
+        return group
+
+    def _refuse(self, group: Sequence[_Waiting]) -> None:
+        for waiting in group:
+            refused = Refused(503, "the event could not be stored: ask again", headers=RETRY_AFTER)
+            if not waiting.done.cancelled():
+                waiting.done.set_exception(refused)
+
+    async def _deliver_group(self, group: Sequence[_Waiting]) -> None:
+        count = 0
+        piece = Slice()
+        for write, _, done in group:
+            for event in write.events:
+                self._keep(event)
+                count += 1
+                if not count % PORTION:
+                    if piece.over:
+                        await piece.next()  # subscribers take what they have got, requests have their turn
+                    await self._outlet.room()
+            if not done.cancelled():
+                done.set_result(write.accepted)
+
+    def _bound(self, kind: Kind) -> None:
+        # half of the memory for each kind: how fast old public events are read does not tell of private ones
+        # and what has left as soon as it was stored is not held at all
+        while kind.recent.held_bytes > self._config.memory // 2 or (
+            kind.recent and kind.recent.oldest.position <= kind.lost.position
+        ):
+            kind.drop_oldest()
+
+    async def prune(self) -> None:
+        """Let go of what is too old by now, answers too."""
+        lived = self._lived()
+        out_of_pace = [self._look_at_clock(kind, lived) for kind in self._kinds.values()]
+        try:
+            if any(out_of_pace) or lived >= self._clock_kept + _CLOCK_KEPT_EVERY:
+                await self._in(self._writing, self._keep_clock)
+            while await self._in(self._writing, self._file.prune, self._oldest_kept(), self._lived()):
+                self._drop_lost()
+            if not self._can_write.there:  # a write that changes something tells whether it can again
+                await self._in(self._writing, self._file.reserve, self.end(private=True))
+                self._can_write.works()
+        except StoreError as error:
+            self._can_write.fails(error)
+        else:
+            if not self._can_move.there or lived >= self._log_moved + _LOG_MOVED_EVERY:
+                await self._move_log()
+        self._drop_lost()
+
+    def _oldest_kept(self) -> dict[str, float]:
+        """The timestamp that an event of each kind has at least if it is kept."""
+        moment = self._lived() - self._config.max_age
+        return {
+            name: kind.ages.stamped(moment) if self._config.max_age else -math.inf
+            for name, kind in self._kinds.items()
+        }
+
+    def _drop_lost(self) -> None:
+        for name, kind in self._kinds.items():
+            kind.lost = self._file.lost[name]
+            while kind.recent and kind.recent.oldest.position <= kind.lost.position:
+                kind.drop_oldest()
+
+    def _reach(self, private: bool) -> Reach:
+        lost = self._file.lost  # which knows it first
+        return Reach(
+            self._began, lost["public"], lost["private"] if private else NOTHING, self._from_the_start
+        )
+
+    # Reading
+
+    async def settle(self, position: int, *, private: bool) -> None:
+        """Wait until what was appended has been delivered, and the position is safe from a later life."""
+        if under_way := self._under_way(private=private):
+            await asyncio.wait(under_way)
+        # with each event that is stored, some positions after it are
+        if position <= max(self._reserved[private], self.end(private=private) + RESERVED_AHEAD):
+            return
+        async with self._reservation:
+            # while nothing can be written, only a clock set back at a crash could give a position away twice
+            if position > self._reserved[private] and self._can_write.there:
+                try:
+                    await self._in(self._writing, self._file.reserve, position)
+                except StoreError as error:
+                    self._can_write.fails(error)
+                else:
+                    self._reserved[private] = position + RESERVED_AHEAD
+
+    async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:
+        """Where a subscriber begins to read, and what it is told."""
+        try:
+            if asked and asked.cursor is not None and position_of(asked.cursor) is None:
+                return await self._place_imported(asked.cursor, now, private)
+            return await super().place(asked, now, private=private)
+        except StoreError as error:
+            raise Refused(503, "the backlog cannot be read: ask again", headers=RETRY_AFTER) from error
+
+    async def _place_imported(self, cursor: str, now: Mark, private: bool) -> Placement:
+        """Where to go on after a cursor of 0.7's: a place if its event was imported."""
+        found = await self._in_reader(self._file.imported, cursor)
+        reach = self._reach(private)
+        if found is None:
+            return place_cursor(None, reach, now.position)
+        position, whole = found
+        held = whole and position >= max(reach.began.position, reach.lost.position)
+        return place(position, "complete" if held else "partial", reach)
+
+    async def _first_since(self, timestamp: float, private: bool) -> int | None:
+        upto = self.end(private=private)
+        return await self._in_reader(self._file.first_since, timestamp, upto, kinds_seen(private))
+
+    async def read(self, after: int, *, private: bool) -> Page:
+        """What comes next: from memory, or older events from the file."""
+        if all(after >= kind.in_memory_after for kind in self._seen(private)):
+            return await super().read(after, private=private)
+        return await self._page(after, kinds_seen(private), self.end(private=private))
+
+    async def _page(self, after: int, kinds: Sequence[str], upto: int) -> Page:
+        """A page of the file, read once for all who come from the same place at about the same time.
+
+        upto: the end of what has been delivered; what is stored beyond must not be read yet. For those who
+        come later it may be further on: the page says how far it was read.
+        """
+        key = (after, kinds)
+        page = self._pages.get(key)
+        if page is None or self._is_outdated(page, after, kinds):
+            reading = self._in_reader(self._file.read, after, upto, kinds)
+            page = self._pages[key] = asyncio.create_task(reading, name="read a page of the backlog")
+            page.add_done_callback(functools.partial(self._forget_failed_page, key))
+            if len(self._pages) > _SHARED_PAGES:
+                self._pages.popitem(last=False)
+        return await asyncio.shield(page)  # others may wait for it too
+
+    def _is_outdated(self, page: asyncio.Task[Page], after: int, kinds: Sequence[str]) -> bool:
+        """Whether something may have left of what was read."""
+        if not page.done():
+            return False
+        lost = [self._file.lost[kind].position for kind in kinds]
+        return any(now > max(then, after) for now, then in zip(lost, page.result().gone, strict=False))
+
+    def _forget_failed_page(self, key: tuple[int, Sequence[str]], page: asyncio.Task[Page]) -> None:
+        if page.cancelled() or page.exception():
+            self._pages.pop(key, None)
+
+    async def _in_reader(self, call: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            result = await self._in(self._reading, call, *arguments, **named)
+        except StoreError as error:
+            self._can_read.fails(error)
+            raise
+        self._can_read.works()
+        return result
+
+
+def kinds_seen(private: bool) -> Sequence[str]:
+    """The kinds of events that a subscriber may see, as the file names them."""
+    return KINDS if private else KINDS[:1]
+
+
+def lock(storage: Path, lock_path: Path) -> int:
+    """Keep a second server off the file until the open file that is returned is closed. Raises StartError."""
+    try:
+        descriptor = os.open(lock_path, os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise StartError(f"server.backlog.storage: {lock_path}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        taken = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+        reason = f"{storage}: is in use by another PyPubSub" if taken else f"{lock_path}: {error.strerror}"
+        raise StartError(f"server.backlog.storage: {reason}") from error
+    return descriptor

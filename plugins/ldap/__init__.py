@@ -1,0 +1,1 @@
+"""A directory: users who are not in the ACL file, and the rights of their groups."""

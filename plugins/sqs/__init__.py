@@ -1,0 +1,1 @@
+"""Events from queues of Amazon SQS."""
