@@ -1,0 +1,42 @@
+"""What this process has done since its start, counted where it happens.
+
+A process runs one server, so there is one object, and no question whether anybody reads it: an addition costs
+less than the question. All numbers only grow. Words are a fixed few, never what a client has sent. Times are
+nanoseconds, as integers.
+"""
+
+from collections import Counter
+
+
+class Counters:
+    """The numbers. Whoever reads them computes rates and averages."""
+
+    def __init__(self) -> None:
+        # events that were brought, by result: "accepted", "repeated" (a known Idempotency-Key), "refused"
+        self.events: Counter[str] = Counter()
+        self.deliveries = 0  # an event, to one subscriber
+        self.delivered_bytes = 0
+        self.fanout_ns = 0  # in which frames were written to live subscribers
+        self.subscribers = 0  # streams that were begun
+        self.ends: Counter[str] = Counter()  # streams that ended, by a word for the reason
+        self.replays: Counter[str] = Counter()  # by verdict: "complete", "partial", "unknown", "none"
+        self.log_ins: Counter[str] = Counter()  # by result: "right", "wrong", "unanswered", "too_many"
+        self.commits = 0  # transactions of a backlog in a file
+        self.commit_ns = 0  # that they took, all together
+        self.failed_commits = 0
+        self.loop_lag_ns = 0  # that the event loop was late, all together
+        self.loop_looks = 0  # how often that was looked at
+        self.longest_loop_lag_ns = 0
+
+    def summary(self) -> str:
+        """The numbers that an operator would look for first, as one line."""
+        ends = ", ".join(f"{number} {word}" for word, number in sorted(self.ends.items()))
+        return (
+            f"{self.events['accepted']} events accepted, {self.events['repeated']} repeated, "
+            f"{self.events['refused']} refused; "
+            f"{self.deliveries} deliveries of {self.delivered_bytes} bytes; "
+            f"{self.subscribers} streams, ended: {ends or 'none'}"
+        )
+
+
+counters = Counters()
