@@ -1,6 +1,7 @@
 """What can go wrong on purpose: a refused request, and configuration that cannot be used."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 RETRY_AFTER = {"Retry-After": "5"}  # seconds, for what is worth asking again
 
@@ -45,3 +46,12 @@ class ConfigError(Exception):
 
 class StartError(Exception):
     """Something outside the configuration stops the start, such as a port in use. One line."""
+
+
+@contextlib.contextmanager
+def collected(problems: list[str]) -> Iterator[None]:
+    """Add the problems of a ConfigError to a list, so that those after it are found as well."""
+    try:
+        yield
+    except ConfigError as error:
+        problems += error.problems

@@ -1,28 +1,35 @@
 """pypubsub.yaml: its sections `server` and `clients`, with the default of every key, and the file as a whole.
 
-What each key means to an operator stands in pypubsub.yaml.
+What each key means to an operator stands in pypubsub.yaml. Sections that belong to plugins are described by
+them: here is only how they become part of the file.
 """
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
 from ipaddress import AddressValueError, IPv6Address
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+from netaddr import AddrFormatError, IPNetwork
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    PlainValidator,
     StrictBool,
     StrictInt,
     StrictStr,
+    create_model,
 )
 
-from core.auth.networks import Network
-from core.auth.rights_config import AnyGrants, Topic
 from core.config import Duration, PositiveDuration, Section, Size, build, read_yaml
 from core.errors import ConfigError
-from core.sqs_settings import QueueConfig, build_queues, warnings_of_twins
 
+UNIX: Literal["unix"] = "unix"  # in a list of networks: peers of a unix socket, who have no address
+TOPIC_FORM = "a topic: text that is not empty and has no / and no comma"
+_NETWORK_FORM = 'a network such as 10.0.0.0/8, an address, or "unix"'
 DEPLOYED_READERS_LINE_SIZE = 614_400  # bytes; a widely deployed reader fails for ever on a longer line
 
 
@@ -34,7 +41,38 @@ def _parse_port(value: object) -> int:
     return value
 
 
-def _as_list(value: object) -> object:
+def _parse_network(value: object) -> IPNetwork | Literal["unix"]:
+    if value == UNIX:
+        return UNIX
+    try:
+        network = IPNetwork(value) if isinstance(value, str) else None
+    except (AddrFormatError, ValueError):
+        network = None
+    if network is None:
+        raise ValueError(_NETWORK_FORM)
+    return _as_ipv4_if_mapped(network)
+
+
+def _as_ipv4_if_mapped(network: IPNetwork) -> IPNetwork:
+    """::ffff:10.0.0.0/104 -> 10.0.0.0/8: IPv4-mapped IPv6 addresses (RFC 4291 2.5.5.2) are the IPv4 ones."""
+    if network.version == 6 and network.prefixlen >= 96 and network.ip.is_ipv4_mapped():
+        return IPNetwork(f"{network.ip.ipv4()}/{network.prefixlen - 96}")
+    return network
+
+
+def is_topic(value: object) -> bool:
+    """Whether an event can have this among its topics."""
+    return isinstance(value, str) and bool(value) and "/" not in value and "," not in value
+
+
+def _check_topic(value: str) -> str:
+    if not is_topic(value):
+        raise ValueError(TOPIC_FORM)
+    return value
+
+
+def as_list(value: object) -> object:
+    """One text in the place of a list of texts."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -85,35 +123,14 @@ def _check_file_path(value: str) -> str:
     return value
 
 
-def _check_ldap_uri(value: str) -> str:
-    if not re.fullmatch(r"ldaps?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?", value, re.ASCII):
-        raise ValueError("ldap://host or ldaps://host, perhaps with a port, nothing behind it")
-    return value.rstrip("/")
-
-
-def _check_user_dn(value: str) -> str:
-    if "%s" not in value or "%" in value.replace("%s", ""):
-        raise ValueError("a dn with %s for the user's name: uid=%s,ou=people,dc=example,dc=org")
-    return value
-
-
-def _check_pattern(value: object) -> str:
-    if isinstance(value, dict) or (isinstance(value, str) and value.endswith(":")):
-        raise ValueError("a filter without a colon at its end, which makes a key of it in YAML")
-    if not isinstance(value, str) or "%s" not in value or "%" in value.replace("%s", "") or "=" not in value:
-        raise ValueError("a filter with %s for the user's name: member=uid=%s,ou=people,dc=example,dc=org")
-    return value
-
-
 Port = Annotated[int, BeforeValidator(_parse_port)]
 Bind = Annotated[StrictStr, AfterValidator(_check_bind)]
 Origin = Annotated[StrictStr, AfterValidator(_check_origin)]
 HostName = Annotated[StrictStr, AfterValidator(_check_host)]
 CertificateName = Annotated[StrictStr, AfterValidator(_check_certificate_name)]
 FilePath = Annotated[StrictStr, AfterValidator(_check_file_path)]
-LdapUri = Annotated[StrictStr, AfterValidator(_check_ldap_uri)]
-UserDn = Annotated[StrictStr, AfterValidator(_check_user_dn)]
-Pattern = Annotated[str, BeforeValidator(_check_pattern)]
+Network = Annotated[IPNetwork | Literal["unix"], PlainValidator(_parse_network)]
+Topic = Annotated[StrictStr, AfterValidator(_check_topic)]
 UserAgentPart = Annotated[StrictStr, Field(min_length=1)]
 
 
@@ -127,20 +144,11 @@ class TlsConfig(Section):
     client_ca: FilePath | None = None  # PEM file: whose certificates clients may show; None: not asked for
 
 
-class BacklogConfig(Section):
-    """server.backlog: what is kept for subscribers who come later."""
-
-    size: Annotated[StrictInt, Field(ge=0)] = 0  # events of each kind, public and private; 0: no backlog
-    max_age: Duration = 0.0  # seconds; 0: kept until pushed out
-    storage: FilePath | None = None  # SQLite file; None: kept in memory only
-    memory: Size = 64 * 1024**2  # bytes of the newest events that are held ready, beside the file
-
-
 class ServerConfig(Section):
     """server: where it listens, and its limits."""
 
     port: Port = 2069
-    bind: Annotated[tuple[Bind, ...], BeforeValidator(_as_list), Field(min_length=1)] = ("0.0.0.0",)  # noqa: S104
+    bind: Annotated[tuple[Bind, ...], BeforeValidator(as_list), Field(min_length=1)] = ("0.0.0.0",)  # noqa: S104
     tls: TlsConfig | None = None
     max_payload_size: Size = 102_400
     max_line_size: Annotated[Size, AfterValidator(_check_line_size)] = 600_000
@@ -151,7 +159,6 @@ class ServerConfig(Section):
     write_timeout: PositiveDuration = 300.0
     drain_timeout: Duration = 10.0
     idempotency_window: Duration = 600.0
-    backlog: BacklogConfig = BacklogConfig()
     max_connections: Annotated[StrictInt, Field(ge=1)] = 50_000
     max_connections_per_address: Annotated[StrictInt, Field(ge=0)] = 0  # 0: no limit
     trusted_proxies: tuple[Network, ...] = ()
@@ -164,38 +171,6 @@ class ServerConfig(Section):
         return _is_all_of_ipv6(bind) and all(":" in other for other in self.bind)
 
 
-class LdapConfig(Section):
-    """clients.ldap: a directory of those who are not in the ACL file."""
-
-    uri: Annotated[tuple[LdapUri, ...], BeforeValidator(_as_list), Field(min_length=1)]  # asked in this order
-    start_tls: StrictBool = False
-    ca_file: FilePath | None = None  # PEM file; None: the system's authorities
-    verify: StrictBool = True  # the directory's certificate
-    user_dn: UserDn
-    base_scope: StrictStr
-    membership_patterns: tuple[Pattern, ...] = ()
-    acl: dict[StrictStr, AnyGrants]  # by the dn of a group or of a user
-    timeout: PositiveDuration = 5.0  # for a connection, and for an answer
-    refresh: PositiveDuration = 60.0
-    grace: Duration = 600.0
-
-    def warnings(self) -> list[str]:
-        """What an operator should know about valid settings, one line each."""
-        found = []
-        plain = any(uri.startswith("ldap:") for uri in self.uri)
-        if plain and not self.start_tls:
-            found.append("clients.ldap.uri: passwords go there unencrypted: use ldaps or start_tls")
-        if self.start_tls and not plain:
-            found.append("clients.ldap.start_tls: has no effect with ldaps, which is encrypted anyhow")
-        if not self.verify:
-            found.append("clients.ldap.verify: is off, so anybody in between can take the directory's place")
-        if not self.verify and self.ca_file:
-            found.append("clients.ldap.ca_file: has no effect while clients.ldap.verify is off")
-        for dn, grants in self.acl.items():
-            found += [f"clients.ldap.acl.{dn}.{warning}" for warning in grants.warnings()]
-        return found
-
-
 class ClientsConfig(Section):
     """clients: who may publish, and who reads in an old form."""
 
@@ -203,22 +178,45 @@ class ClientsConfig(Section):
     payloader_certs: tuple[CertificateName, ...] = ()
     oldschoolers: tuple[UserAgentPart, ...] = ()
     secure_topics: tuple[Topic, ...] = ()
-    ldap: LdapConfig | None = None
     wrong_credentials: Literal["refused", "anonymous"] = "refused"
 
 
-class Config(Section):
-    """pypubsub.yaml."""
+class PluginSection(Section):
+    """A section that belongs to a plugin; plugins/__init__.py has the table of them."""
 
-    server: ServerConfig = ServerConfig()
-    clients: ClientsConfig = ClientsConfig()
-    sqs: dict[str, QueueConfig] = Field(default_factory=dict)
+    always: ClassVar[bool] = False  # the plugin is there, with its defaults, where its section is not
+    # read by read(), beside the rest of the file: errors in it show no values, and those of others do
+    apart: ClassVar[bool] = False
+
+    @classmethod
+    def read(cls, content: Any, path: Path) -> Self:
+        """The section, from what stands in the file. Raises ConfigError with all problems."""
+        raise NotImplementedError
+
+    def warnings(self, config: "Config") -> list[str]:  # noqa: ARG002
+        """What an operator should know about valid settings: lines that begin with the key."""
+        return []
+
+
+@dataclass(frozen=True)
+class Config:
+    """pypubsub.yaml, read. sections: of the plugins that are there, by place (server.backlog)."""
+
+    path: Path
+    server: ServerConfig
+    clients: ClientsConfig
+    sections: Mapping[str, PluginSection]
 
     @property
     def certified_publishers(self) -> tuple[str, ...]:
         """The names of certificates that may publish: none if no certificate is asked for."""
         asked_for = self.server.tls and self.server.tls.client_ca
         return self.clients.payloader_certs if asked_for else ()
+
+    @property
+    def publishers_are_named(self) -> bool:
+        """Whether anybody may publish over HTTP."""
+        return bool(self.clients.payloaders or self.certified_publishers or self.clients.secure_topics)
 
     def warnings(self) -> list[str]:
         """What an operator should know about settings that are valid, one line each."""
@@ -233,37 +231,49 @@ class Config(Section):
                 f"server.max_payload_size: {self.server.max_payload_size} is more than "
                 f"server.max_line_size ({self.server.max_line_size}), which then limits an event"
             )
-        backlog = self.server.backlog
-        if backlog.storage and not backlog.size:
-            found.append("server.backlog.storage: has no effect while server.backlog.size is 0")
-        if backlog.memory != BacklogConfig().memory and not backlog.storage:
-            found.append("server.backlog.memory: has no effect without server.backlog.storage")
-        if self.clients.ldap:
-            found += self.clients.ldap.warnings()
         if self.clients.payloader_certs and not self.certified_publishers:
             found.append("clients.payloader_certs: has no effect without server.tls.client_ca")
-        for name, queue in self.sqs.items():
-            found += [f"sqs.{name}.{warning}" for warning in queue.warnings(self.clients.secure_topics)]
-        found += [f"sqs.{warning}" for warning in warnings_of_twins(self.sqs)]
-        publishers = self.clients.payloaders or self.certified_publishers or self.clients.secure_topics
-        if not (publishers or self.sqs):
-            found.append("clients.payloaders: is empty, so nobody may publish")
-        return found
+        for section in self.sections.values():
+            found += section.warnings(self)
+        return [f"{self.path}: {warning}" for warning in found]
 
 
-def load(path: Path) -> tuple[Config, list[str]]:
-    """The configuration, and what its owner should know about it. Raises ConfigError with all problems."""
+def load(path: Path, plugins: Mapping[str, type[PluginSection]]) -> Config:
+    """The configuration. plugins: their sections, by place. Raises ConfigError with all problems."""
     content = read_yaml(path, "keys such as server: and clients:") or {}
-    queues: dict[str, QueueConfig] = {}
+    sections: dict[str, PluginSection] = {}
     problems: list[str] = []
+    for place, model in plugins.items():
+        if model.apart and place in content:
+            try:
+                sections[place] = model.read(content.pop(place), path)
+            except ConfigError as error:
+                problems += error.problems
     try:
-        queues = build_queues(content.pop("sqs", {}), path)  # apart, for their values are not shown
-    except ConfigError as error:
-        problems = error.problems
-    try:
-        config = build(Config, content, path).model_copy(update={"sqs": queues})
+        file: Any = build(file_model(plugins), content, path)
     except ConfigError as error:
         raise ConfigError(error.problems + problems) from error
     if problems:
         raise ConfigError(problems)
-    return config, [f"{path}: {warning}" for warning in config.warnings()]
+    for place, model in plugins.items():
+        section = None if model.apart else reduce(getattr, place.split("."), file)
+        if section is not None:
+            sections[place] = section
+    in_order = {place: sections[place] for place in plugins if place in sections}
+    return Config(path, file.server, file.clients, in_order)
+
+
+def file_model(plugins: Mapping[str, type[PluginSection]]) -> type[Section]:
+    """The model of the whole file, with the sections of plugins in their places."""
+    keys: dict[str, dict[str, Any]] = {"server": {}, "clients": {}, "": {}}
+    for place, model in plugins.items():
+        above, _, key = place.rpartition(".")
+        if model.apart:
+            keys[above][key] = (Any, None)
+        else:
+            keys[above][key] = (model, model()) if model.always else (model | None, None)
+    server = create_model("ServerConfig", __base__=ServerConfig, **keys["server"])
+    clients = create_model("ClientsConfig", __base__=ClientsConfig, **keys["clients"])
+    keys[""] |= {"server": (server, server()), "clients": (clients, clients())}
+    whole: type[Section] = create_model("File", __base__=Section, **keys[""])
+    return whole

@@ -1,81 +1,106 @@
-"""Plugins: what hangs off the server object. Each is loaded only if its section of pypubsub.yaml asks for it.
+"""Plugins: what hangs off the server. Here is what a plugin is, and the table of those that there are.
 
-    acl      the ACL file: users, and what they may see and say
-    ldap     the same from a directory
-    backlog  the newest events, kept in memory or in a file
-    sqs      events from queues of Amazon SQS
+A plugin is a package whose `__init__` has two things, and imports nothing that is slow or may be missing:
 
-A plugin is a package: its parts are beside one another in its directory.
+    Settings            the model of its section (core.settings.PluginSection); None if it has none
+    plugin(settings,    makes the plugin: an object whose class derives from Plugin. It is called where the
+           host)        section is there. Raises ConfigError
+
+An optional library is imported by the module that uses it, which plugin() imports. What a plugin is good for
+is told by its methods: the server picks out those that play a role.
+
+    Store      (core.events.store)    where events go before they go out; there is one
+    Provider   (core.auth.login)      knows users
+    Source     (core.events.intake)   brings events
+    Listener   (core.delivery.fanout) hears of each event that goes out
+
+docs/plugins.md shows one of thirty lines, and how to add it.
 """
 
-import importlib.util
-import sys
-from collections.abc import Sequence
+import importlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from core.auth.login import OpenStreams, Provider
-from core.errors import StartError
+from core.auth.login import Login
+from core.errors import ConfigError, collected
 from core.events.intake import Intake
-from core.events.store import Outlet, Store, Unstored
-from core.settings import ClientsConfig, Config, ServerConfig
-from plugins.acl.provider import AclFile
-from plugins.acl.users import Users
+from core.events.store import Outlet
+from core.settings import Config, PluginSection
 
-if TYPE_CHECKING:
-    from plugins.sqs.queue import SqsQueue
-
-AIOBOTO3 = "aioboto3>=15,<16"  # as in requirements.txt
-
-
-def check_directory(storage: Path) -> None:
-    """Raises StartError if there is no directory for the backlog's file."""
-    if not storage.parent.is_dir():
-        raise StartError(f"server.backlog.storage: {storage}: there is no directory {storage.parent}")
+# place of the section in pypubsub.yaml -> package, in the order in which they start; they stop in reverse
+TABLE: Mapping[str, str] = {
+    "server.backlog": "plugins.backlog",
+    "acl": "plugins.acl",  # no section: the file that --acl names
+    "clients.ldap": "plugins.ldap",
+    "sqs": "plugins.sqs",
+}
 
 
-def store_for(server: ServerConfig, outlet: Outlet) -> Store:
-    """The store that server.backlog asks for, which delivers to the outlet. Raises StartError."""
-    if not server.backlog.size:
-        return Unstored(outlet)
-    if server.backlog.storage:
-        from plugins.backlog.file import StoredBacklog  # noqa: PLC0415 (and SQLite with it)
+class Host(Protocol):
+    """What a plugin may ask of the server that it hangs off."""
 
-        path = Path(server.backlog.storage).resolve()
-        check_directory(path)
-        return StoredBacklog(server, path, outlet)
-    from plugins.backlog.memory import Backlog  # noqa: PLC0415
+    config: Config
+    acl_path: Path  # --acl
+    intake: Intake  # where a source brings events; not there before start()
 
-    return Backlog(server.backlog, outlet)
+    @property
+    def outlet(self) -> Outlet:
+        """Where a store delivers events."""
 
+    def logins(self) -> Iterable[Login]:
+        """The log-ins of all open streams."""
 
-def providers_for(
-    clients: ClientsConfig, acl_path: Path, users: Users | None, streams: OpenStreams
-) -> Sequence[Provider]:
-    """Who is asked for users, in this order. Raises ConfigError.
-
-    users: what the ACL file holds; streams: the server's.
-    """
-    providers: list[Provider] = [AclFile(acl_path, users, streams)]
-    if clients.ldap:
-        from plugins.ldap.directory import Directory  # noqa: PLC0415 (and ldap3 with it)
-
-        providers.append(Directory(clients.ldap, streams))
-    return providers
+    def rights_changed(self) -> None:
+        """Have Provider.rights_by_now() asked for each of them, and streams get no more than that."""
 
 
-def check_aioboto3() -> None:
-    """Raises StartError if the library for queues is not installed."""
-    if importlib.util.find_spec("aioboto3") is None:
-        raise StartError(f"sqs: aioboto3 is not installed: {sys.executable} -m pip install '{AIOBOTO3}'")
+class Plugin:
+    """The life of a plugin. Each step does nothing unless a plugin has more to say."""
+
+    name = ""  # for its task, and the log
+
+    def plan(self) -> list[str]:
+        """What --check says of it: lines."""
+        return []
+
+    def warnings(self) -> list[str]:
+        """What an operator should know, beside PluginSection.warnings(): lines for --check and the log."""
+        return []
+
+    def check(self) -> None:
+        """Look whether it could start, and change nothing. Raises StartError."""
+
+    async def start(self) -> None:
+        """Begin. Raises StartError, which stops the server's start: nothing is left out in silence."""
+
+    async def run(self) -> None:
+        """What it does until it is cancelled. If it raises, the server ends."""
+
+    async def reload(self) -> None:
+        """Read anew what may change while the server runs; what cannot be used is logged, and not taken."""
+
+    async def stop(self) -> None:
+        """Undo start(), also one that failed half-way."""
 
 
-def queues_for(config: Config, intake: Intake) -> Sequence["SqsQueue"]:
-    """The queues whose items are published. Raises StartError."""
-    if not config.sqs:
-        return ()
-    check_aioboto3()
-    from plugins.sqs.queue import SqsQueue  # noqa: PLC0415 (and aioboto3 with it)
+def sections(table: Mapping[str, str] = TABLE) -> dict[str, type[PluginSection]]:
+    """The sections of all plugins, by their places in pypubsub.yaml."""
+    found = {place: importlib.import_module(package).Settings for place, package in table.items()}
+    return {place: model for place, model in found.items() if model}
 
-    readers = {queue.identity_of(queue.url): name for name, queue in config.sqs.items() if queue.url}
-    return [SqsQueue(name, config, intake, readers) for name in config.sqs]
+
+def plugins_of(host: Host, table: Mapping[str, str] = TABLE) -> list[Plugin]:
+    """The plugins that the configuration asks for. Raises ConfigError with all problems."""
+    made: list[Plugin] = []
+    problems: list[str] = []
+    for place, package in table.items():
+        module = importlib.import_module(package)
+        settings = host.config.sections.get(place)
+        if settings is None and module.Settings:
+            continue
+        with collected(problems):
+            made.append(module.plugin(settings, host))
+    if problems:
+        raise ConfigError(problems)
+    return made

@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from core.auth.login import Credentials, Login
 from core.auth.rights import Rights
-from core.settings import LdapConfig
 from plugins.ldap.directory import Directory
+from plugins.ldap.settings import LdapConfig
 from slapd import GROUPS, PASSWORDS, PEOPLE, SUFFIX
 
 ACL = {
@@ -41,6 +41,17 @@ def ldap_config(*uris: str, **changes: Any) -> LdapConfig:
 def credentials(user: str, password: str | None = None) -> Credentials:
     """As the server hands them over."""
     return Credentials(user, PASSWORDS[user] if password is None else password, b"")
+
+
+class NoStreams:
+    """core.auth.login.OpenStreams where there is no server."""
+
+    def logins(self) -> Sequence[Login]:
+        """None."""
+        return ()
+
+    def rights_changed(self) -> None:
+        """Nobody is told."""
 
 
 class Streams:

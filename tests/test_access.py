@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from netaddr import IPNetwork
 from pydantic import TypeAdapter, ValidationError
 
-from core.auth.networks import MOST_PROXIES, Network, Networks, plain_address, publisher_address
+from core.auth.networks import MOST_PROXIES, Networks, plain_address, publisher_address
 from core.auth.web_pages import WebPages
 from core.errors import Refused
+from core.settings import Network
 from daemon import Daemon, basic
 
 StartDaemon = Callable[..., Daemon]

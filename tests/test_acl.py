@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 
 from core import yaml_file
 from core.auth.authentication import Authentication
-from core.auth.login import Login, NoStreams, WrongCredentials
+from core.auth.login import Login, WrongCredentials
 from core.auth.rights import EVERY_EVENT, Rights
 from core.errors import ConfigError
 from core.events.topics import publish_path
 from core.settings import load
 from daemon import ROOT, Daemon, basic
+from directory import NoStreams
+from plugins import sections
 from plugins.acl import provider as acl
 from plugins.acl.passwords import cost_class, hash_password, is_password, problem_with_hash
 from plugins.acl.provider import AclFile
@@ -224,7 +226,7 @@ def test_a_segment_of_a_directory_that_begins_with_private_is_warned_of(tmp_path
             {"clients": {"ldap": {"uri": "ldaps://h", "user_dn": "uid=%s", "base_scope": "dc=a", "acl": acl}}}
         )
     )
-    _, warnings = load(tmp_path / "pypubsub.yaml")
+    warnings = load(tmp_path / "pypubsub.yaml", sections()).warnings()
     (warning,) = [warning for warning in warnings if "ldap" in warning]
     assert 'clients.ldap.acl.cn=a,dc=example.acl.s: begins with "private"' in warning
 

@@ -31,10 +31,11 @@ from attack import (
 )
 from core.auth.attempts import Attempts, TooManyAttempts
 from core.auth.authentication import Authentication
-from core.auth.login import Credentials, NoStreams, WrongCredentials, parse_credentials
+from core.auth.login import Credentials, WrongCredentials, parse_credentials
 from core.errors import ConfigError
 from core.expiring import Expiring
 from daemon import ROOT, Daemon, basic
+from directory import NoStreams
 from plugins.acl import provider as acl
 from plugins.acl.passwords import cost_class, is_password
 from plugins.acl.provider import AclFile, Verifier

@@ -21,9 +21,10 @@ from core.delivery.subscriber import Subscriber
 from core.delivery.wire import bare
 from core.events.recent import Line
 from core.events.replay import Placement
-from core.events.store import Page, Unstored
+from core.events.store import Page
 from core.events.topics import EVERYTHING
 from daemon import Daemon, basic
+from plugins.backlog.unstored import Unstored
 from wire import Stream
 
 StartDaemon = Callable[..., Daemon]

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from core.events.cursor import Mark, Stamps
 from core.events.event import Event
 from core.events.topics import publish_path
-from core.settings import BacklogConfig, ServerConfig
+from core.settings import ServerConfig
 from plugins.backlog import file as backlog_storage
 from plugins.backlog.file import StoredBacklog
 from plugins.backlog.memory import Backlog
+from plugins.backlog.settings import BacklogConfig
 from test_stores import Delivered
 
 YEAR = 365.25 * 86_400
@@ -85,14 +86,14 @@ async def living(world: World, directory: Path | None) -> AsyncIterator[Life]:
         patch.setattr(backlog_storage, "this_boot", lambda: world.boot)
         store = (
             StoredBacklog(
-                ServerConfig(backlog=config), directory / "backlog.db", Delivered(), lambda: world.since_boot
+                config, ServerConfig(), directory / "backlog.db", Delivered(), lambda: world.since_boot
             )
             if directory
             else Backlog(config, Delivered(), lambda: world.since_boot)
         )
         life = Life(world, store)
         now = life.stamps.next()
-        life.stamps.go_on_after(await store.start(Mark(now.position, now.timestamp)))
+        life.stamps.go_on_after(await store.open(Mark(now.position, now.timestamp)))
         running = asyncio.create_task(store.run())
         try:
             yield life

@@ -14,10 +14,11 @@ from core.delivery.subscriber import Subscriber
 from core.delivery.wire import Wire, bare, chunked
 from core.events.recent import Line
 from core.events.replay import Placement
-from core.events.store import Page, Unstored
+from core.events.store import Page
 from core.events.topics import Subscription, parse_subscription, publish_path
 from core.http.limits import Connections
 from core.http.stream import Stream
+from plugins.backlog.unstored import Unstored
 
 PATHS = ["/a", "/b", "/a/b", "/private/a", "/private/b/c"]
 EVENTS = 100

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from core.errors import Refused
-from core.http.body import inflate
+from core.http.requests import inflate
 from core.log_line import printable
 from daemon import Daemon, basic
 from wire import answer_head

@@ -14,10 +14,10 @@ import plugins.ldap.directory
 from core.auth.login import Credentials, Login, WrongCredentials
 from core.auth.rights import NO_RIGHTS, Rights
 from core.errors import Refused
-from core.settings import LdapConfig
 from directory import Streams, credentials, fake, ldap_config, running, segments
 from plugins.ldap.directory import Answer, Directory, Proof
 from plugins.ldap.lookup import Question, ask
+from plugins.ldap.settings import LdapConfig
 from slapd import PASSWORDS, PEOPLE, Slapd, dn_of
 
 

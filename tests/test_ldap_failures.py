@@ -22,7 +22,6 @@ import plugins.ldap.templates
 from core.auth.login import Unanswered, WrongCredentials
 from core.auth.rights import NO_RIGHTS, Rights
 from core.errors import Refused
-from core.settings import LdapConfig
 from directory import (
     BIND,
     EXTENDED,
@@ -44,6 +43,7 @@ from directory import (
 from plugins.ldap.directory import Directory
 from plugins.ldap.dn import Dn, parse_dn
 from plugins.ldap.servers import KEPT, MOST_AT_A_TIME
+from plugins.ldap.settings import LdapConfig
 from slapd import GROUPS, PASSWORDS, Slapd
 from wire import free_port
 

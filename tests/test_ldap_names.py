@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ldap3.operation.search import FilterNode, parse_filter
 
-from core.auth.login import NoStreams, problem_with_user
+from core.auth.login import problem_with_user
 from core.errors import ConfigError
-from directory import ldap_config
+from directory import NoStreams, ldap_config
 from plugins.ldap.directory import Directory
 from plugins.ldap.dn import parse_dn
 from plugins.ldap.templates import Pattern, UserDn

@@ -42,12 +42,13 @@ from core.events.topics import parse_subscription, publish_path
 from core.expiring import Expiring
 from core.http.limits import Connections
 from core.http.stream import Stream
-from core.settings import BacklogConfig, ServerConfig
+from core.settings import ServerConfig
 from plugins.backlog import database as backlog_file
 from plugins.backlog import file as backlog_storage
 from plugins.backlog import memory as backlog
 from plugins.backlog.file import StoredBacklog
 from plugins.backlog.memory import Backlog
+from plugins.backlog.settings import BacklogConfig
 from searching import search
 
 MODULES = (store_module, intake_module, backlog, backlog_file, backlog_storage)
@@ -242,9 +243,12 @@ class Machine(RuleBasedStateMachine):
         self.fanout.deliver = noted  # type: ignore[method-assign]
         self.store: Backlog
         if self.config.storage:
-            server = ServerConfig(backlog=self.config)
             self.store = StoredBacklog(
-                server, Path(self.config.storage), self.fanout, lambda: self.now_ns / 1e9
+                self.config,
+                ServerConfig(),
+                Path(self.config.storage),
+                self.fanout,
+                lambda: self.now_ns / 1e9,
             )
             self.store._writing, self.store._reading = self.threads  # type: ignore[assignment]
         else:

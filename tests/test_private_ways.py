@@ -24,9 +24,10 @@ from core.events.replay import ReplayRequest
 from core.events.store import PORTION, Accepted
 from core.events.topics import EVERYTHING, publish_path
 from core.http.stream import Stream
-from core.settings import BacklogConfig, ServerConfig
+from core.settings import ServerConfig
 from plugins.backlog.file import StoredBacklog
 from plugins.backlog.memory import Backlog
+from plugins.backlog.settings import BacklogConfig
 from test_model import NO_LIMITS, Thread
 
 PING = b"ping\n"
@@ -41,7 +42,7 @@ class World:
         self.store: Backlog
         if directory:
             config = BacklogConfig(size=100, storage=str(directory / "backlog.db"))
-            self.store = StoredBacklog(ServerConfig(backlog=config), directory / "backlog.db", self.fanout)
+            self.store = StoredBacklog(config, ServerConfig(), directory / "backlog.db", self.fanout)
             self.store._writing, self.store._reading = self.threads  # type: ignore[assignment]
         else:
             self.store = Backlog(BacklogConfig(size=100), self.fanout)

@@ -19,10 +19,11 @@ import pytest
 import yaml
 
 from core.config import Section, build
-from core.settings import Config
-from core.sqs_settings import QueueConfig, build_queues
+from core.settings import file_model
 from daemon import ROOT, Daemon, merged
 from documents import Block, Scenario, next_line, sections, skip_without, started, yaml_of
+from plugins import sections as plugin_sections
+from plugins.sqs.settings import QueueConfig, build_queues
 from wire import TIMEOUT
 
 README = (ROOT / "README.md").read_text()
@@ -33,6 +34,8 @@ SNIPPETS = {  # language of a block -> how to run it, beside which client
     "js": (["node"], "nodejs/client.js"),
     "ruby": (["ruby", "-e", "$stdout.sync = true; load ARGV[0]"], "ruby/client.rb"),
 }
+
+FILE = file_model(plugin_sections())  # pypubsub.yaml
 
 StartDaemon = Callable[..., Daemon]
 
@@ -124,20 +127,20 @@ def test_configuration_reference_is_complete() -> None:
     """The table has every key, with the default that it has."""
     rows = re.findall(r"^\| `(server|clients)\.([a-z_.]+)` \| (\S.*?) \| (\S.*) \|$", README, re.MULTILINE)
     described = {f"{section}.{key}": default for section, key, default, _ in rows}
-    assert sorted(described) == sorted(key_paths(Config))
+    assert sorted(described) == sorted(key_paths(FILE))
     required = {path for path, default in described.items() if default == "required"}
     tls = {"cert": "cert.pem", "key": "key.pem"}
     ldap = {"uri": "ldaps://example.org", "user_dn": "uid=%s", "base_scope": "dc=example", "acl": {}}
     assert required == {f"server.tls.{key}" for key in tls} | {f"clients.ldap.{key}" for key in ldap}
     content: dict[str, Any] = {"server": {"tls": tls, "backlog": {}}, "clients": {"ldap": ldap}}
-    without = build(Config, content, Path("without the defaults"))
+    without = build(FILE, content, Path("without the defaults"))
     for path in described.keys() - required:
         *above, key = path.split(".")
         section = content
         for name in above:
             section = section[name]
         section[key] = yaml.safe_load(described[path].strip("`"))
-    assert build(Config, content, Path("with the README's defaults")) == without
+    assert build(FILE, content, Path("with the README's defaults")) == without
 
 
 def test_reference_of_queues_is_complete() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.http.limits import FILES_OF_OUR_OWN, MAX_SURPLUS
-from core.settings import Config
+from core.settings import ServerConfig
 from daemon import ROOT, Daemon
 from installation import UNIT, install, service_of
 
@@ -65,5 +65,5 @@ def test_it_runs_as_the_user_that_the_readme_creates() -> None:
 
 def test_it_may_open_a_file_for_each_connection() -> None:
     """And for those that it refuses, beside its own."""
-    connections = Config().server.max_connections + MAX_SURPLUS
+    connections = ServerConfig().max_connections + MAX_SURPLUS
     assert int(service_of(UNIT)["LimitNOFILE"]) > connections + FILES_OF_OUR_OWN

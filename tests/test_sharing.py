@@ -15,11 +15,12 @@ from core.events.intake import Intake
 from core.events.topics import publish_path
 from core.events.turns import Turns
 from core.events.waiting import Waiting
-from core.settings import BacklogConfig, ServerConfig
+from core.settings import ServerConfig
 from daemon import Daemon
 from plugins.backlog import file as backlog_storage
 from plugins.backlog.database import Write
 from plugins.backlog.file import StoredBacklog
+from plugins.backlog.settings import BacklogConfig
 from wire import TIMEOUT
 
 StartDaemon = Callable[..., Daemon]
@@ -185,7 +186,7 @@ async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(backlog_storage, "MOST_WAITING", 5000)
     monkeypatch.setattr(backlog_storage, "_GROUP_EVENTS", 10)
     outlet = Fanout(backlog=True)
-    store = StoredBacklog(ServerConfig(backlog=BacklogConfig(size=100)), tmp_path / "backlog.db", outlet)
+    store = StoredBacklog(BacklogConfig(size=100), ServerConfig(), tmp_path / "backlog.db", outlet)
     groups = []
     write = store._file.store
 

@@ -10,9 +10,9 @@ import yaml
 
 from aws import arn_of
 from core.errors import ConfigError
-from core.sqs_settings import build_queues, warnings_of_twins
 from daemon import ROOT, Daemon
 from documents import Block, sections, yaml_of
+from plugins.sqs.settings import build_queues, warnings_of_twins
 
 SECRET = "hunter2"
 PATH = Path("pypubsub.yaml")

@@ -21,12 +21,13 @@ from core.events.intake import Intake
 from core.events.replay import Gone, Placement, ReplayRequest
 from core.events.store import Accepted, Page, StoreError
 from core.events.topics import publish_path
-from core.settings import BacklogConfig, ServerConfig
+from core.settings import ServerConfig
 from plugins.backlog import database as backlog_file
 from plugins.backlog import memory as backlog
 from plugins.backlog.database import BacklogFile, Write
 from plugins.backlog.file import StoredBacklog
 from plugins.backlog.memory import Backlog
+from plugins.backlog.settings import BacklogConfig
 
 START_NS = 1_795_489_256_376_269_300
 BEGINNING = Mark(1, 0.0)
@@ -101,14 +102,14 @@ async def living(
         size=size, max_age=max_age, storage=f"{directory}/backlog.db" if directory else None, memory=memory
     )
     store = (
-        StoredBacklog(ServerConfig(backlog=config), Path(f"{directory}/backlog.db"), delivered, clock.seconds)
+        StoredBacklog(config, ServerConfig(), Path(f"{directory}/backlog.db"), delivered, clock.seconds)
         if directory
         else Backlog(config, delivered, clock.seconds)
     )
     life = Life(store, clock)
     life.delivered = delivered
     first = life.stamps.next()
-    life.stamps.go_on_after(await store.start(Mark(first.position, first.timestamp)))
+    life.stamps.go_on_after(await store.open(Mark(first.position, first.timestamp)))
     running = asyncio.create_task(store.run())
     try:
         yield life
@@ -353,7 +354,7 @@ async def test_a_file_lets_go_of_answers_that_had_to_make_room(
     held = []
     for _ in range(2):
         outlet = Delivered()
-        store = StoredBacklog(ServerConfig(backlog=BacklogConfig(size=50)), tmp_path / "backlog.db", outlet)
+        store = StoredBacklog(BacklogConfig(size=50), ServerConfig(), tmp_path / "backlog.db", outlet)
         intake = Intake(store, outlet, 600)
         await intake.open()
         held.append([ask for ask in asks if intake._answers.find(ask)])

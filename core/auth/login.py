@@ -12,7 +12,7 @@ import secrets
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from core.auth.rights import Rights
 from core.errors import RETRY_AFTER, Refused
@@ -78,6 +78,7 @@ class Login(NamedTuple):
         return f"{self.provider.name} {self.user}"
 
 
+@runtime_checkable
 class Provider(Protocol):
     """What the server asks of a provider of users."""
 
@@ -86,15 +87,6 @@ class Provider(Protocol):
     @property
     def configured(self) -> bool:
         """Whether there is anybody to ask. Without any provider credentials are ignored."""
-
-    async def run(self) -> None:
-        """What it does beside its answers, until cancelled."""
-
-    async def reload(self) -> None:
-        """Look anew at where its users are kept. If that cannot be used, keep the old ones and say so."""
-
-    async def stop(self) -> None:
-        """Let go of what it holds open."""
 
     def recall(self, credentials: Credentials) -> Login | None:
         """The answer that log_in() gave to the same credentials a short while ago, if it still holds."""
@@ -116,21 +108,10 @@ class OpenStreams(Protocol):
     """What a provider may ask of the server."""
 
     def logins(self) -> Iterable[Login]:
-        """Of all open streams."""
+        """The log-ins of all open streams."""
 
     def rights_changed(self) -> None:
         """Have Provider.rights_by_now() asked for each of them."""
-
-
-class NoStreams:
-    """OpenStreams where no server is, to see whether a configuration is good."""
-
-    def logins(self) -> Iterable[Login]:
-        """Of none."""
-        return ()
-
-    def rights_changed(self) -> None:
-        """For nobody."""
 
 
 def parse_credentials(authorization: Sequence[str]) -> Credentials:

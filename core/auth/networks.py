@@ -2,38 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork, IPSet
-from pydantic import PlainValidator
 
-UNIX: Literal["unix"] = "unix"  # in a list of networks: peers of a unix socket, who have no address
+from core.settings import UNIX
+
 MOST_PROXIES = 20  # that a request may have come through
 _LONGEST_ENTRY = 1000  # characters of a forwarding header, of which one proxy has written all
 _CACHED_ADDRESSES = 10_000
-_NETWORK_FORM = 'a network such as 10.0.0.0/8, an address, or "unix"'
-
-
-def _parse_network(value: object) -> IPNetwork | Literal["unix"]:
-    if value == UNIX:
-        return UNIX
-    try:
-        network = IPNetwork(value) if isinstance(value, str) else None
-    except (AddrFormatError, ValueError):
-        network = None
-    if network is None:
-        raise ValueError(_NETWORK_FORM)
-    return _as_ipv4_if_mapped(network)
-
-
-def _as_ipv4_if_mapped(network: IPNetwork) -> IPNetwork:
-    """::ffff:10.0.0.0/104 -> 10.0.0.0/8: IPv4-mapped IPv6 addresses (RFC 4291 2.5.5.2) are the IPv4 ones."""
-    if network.version == 6 and network.prefixlen >= 96 and network.ip.is_ipv4_mapped():
-        return IPNetwork(f"{network.ip.ipv4()}/{network.prefixlen - 96}")
-    return network
-
-
-Network = Annotated[IPNetwork | Literal["unix"], PlainValidator(_parse_network)]
 
 
 class Networks:

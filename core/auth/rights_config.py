@@ -2,27 +2,12 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, StrictStr
+from pydantic import BeforeValidator, Field, StrictStr
 
 from core.auth.rights import EVERY_EVENT, Rights, Segment
 from core.config import Section, shown_key
 from core.events.topics import PRIVATE
-
-TOPIC_FORM = "a topic: text that is not empty and has no / and no comma"
-
-
-def is_topic(value: object) -> bool:
-    """Whether an event can have this among its topics."""
-    return isinstance(value, str) and bool(value) and "/" not in value and "," not in value
-
-
-def _check_topic(value: str) -> str:
-    if not is_topic(value):
-        raise ValueError(TOPIC_FORM)
-    return value
-
-
-Topic = Annotated[StrictStr, AfterValidator(_check_topic)]
+from core.settings import Topic
 
 
 def _all_or_topics(value: object) -> object:

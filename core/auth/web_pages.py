@@ -11,8 +11,8 @@ localhost are never anything else.
 import contextlib
 import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 from core.auth.networks import plain_address
 from core.errors import Refused
@@ -27,6 +27,15 @@ class _Authority(NamedTuple):
 
     host: str  # in lower case
     port: str  # "" if none is given
+
+
+class Headers(Protocol):
+    """A request's header fields, by names in any case."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def get(self, name: str, /) -> str | None:
+        """The first value of a field."""
 
 
 class WebPages:
@@ -46,14 +55,14 @@ class WebPages:
         with contextlib.suppress(UnicodeError):  # the machine's name is none in DNS
             self._hosts.add(socket.getfqdn().lower())
 
-    def check(self, headers: Mapping[str, str]) -> None:
+    def check(self, headers: Headers) -> None:
         """Raises Refused(403) for a request that a browser sent for a page that may not publish."""
         origin, fetch_site = headers.get("Origin"), headers.get("Sec-Fetch-Site")
         if origin in self._origins:
             return
         if origin is None and not any(name.lower().startswith("sec-fetch-") for name in headers):
             return
-        host = _authority(headers.get("Host", ""))
+        host = _authority(headers.get("Host") or "")
         if _from_another_site(fetch_site, origin, host):
             raise Refused(
                 403, "a page of another site may not publish here (server.cors_origins lists who may)"

@@ -196,7 +196,7 @@ class Fanout:
     """
 
     def __init__(self, *, backlog: bool) -> None:
-        self._backlog = backlog
+        self.backlog = backlog
         self._registry: Registry[Channel] = Registry()
         self._private: Registry[Channel] = Registry()  # for private events, those with the right to any
         self._channels: dict[Key, Channel] = {}
@@ -357,7 +357,7 @@ class Fanout:
         self._waiting.clear()
 
     def _overflow(self, subscriber: Subscriber, after: int, reason: str) -> None:
-        if self._backlog:
+        if self.backlog:
             self._leave(subscriber)
             self._reading.add(subscriber)
             subscriber.fall_behind(after)

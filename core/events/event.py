@@ -6,12 +6,11 @@ cannot take, is refused here.
 """
 
 import json
-import re
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import Any, NamedTuple, NoReturn
 
 from core.errors import Refused
@@ -25,7 +24,6 @@ RESERVED_KEYS = ("pubsub_topics", "pubsub_path", "pubsub_timestamp", "pubsub_cur
 _DECODER = json.JSONDecoder()
 _ENCODER = json.JSONEncoder(allow_nan=False)
 _WHITESPACE = " \t\n\r"  # RFC 8259 section 2
-_FILLED_LINE = re.compile(rb"\S[^\n]*")
 _LONGEST_REMEMBERED = 128  # characters of a path
 _STAMP_LENGTH = len(', "pubsub_timestamp": 1588132959.6066568, "pubsub_cursor": ""}\n') + 36
 
@@ -90,33 +88,6 @@ def _write_keys_of(path: PublishPath) -> str:
 
 
 _write_keys_of_short = lru_cache(1000)(_write_keys_of)  # they are the same again and again
-
-
-def parse_ndjson(body: bytes, path: PublishPath, max_line_size: int) -> Iterator[str]:
-    """The openings (see parse_payload) of a body that holds a payload on each line.
-
-    Raises Refused, naming the first bad line.
-    """
-    empty = True
-    for number, line in enumerate(body.split(b"\n"), 1):
-        if line.strip():
-            empty = False
-            try:
-                yield parse_payload(line, path, max_line_size)
-            except Refused as refused:
-                raise Refused(refused.status, f"line {number}: {refused.message}") from None
-    if empty:
-        raise Refused(400, "there is no event in the body: expected a JSON object on each line")
-
-
-def count_ndjson(body: bytes) -> int:
-    """How many events such a body may hold, at most. Raises Refused(413) if they are too many."""
-    lines = body.count(b"\n") + 1
-    if lines > MAX_BATCH:
-        lines = sum(1 for _ in islice(_FILLED_LINE.finditer(body), MAX_BATCH + 1))
-    if lines > MAX_BATCH:
-        raise Refused(413, f"a request may have {MAX_BATCH} events at most: send fewer at once")
-    return lines
 
 
 def _decode(body: bytes) -> str:

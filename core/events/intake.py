@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from core.events.cursor import Mark, Stamp, Stamps
 from core.events.event import MAX_BATCH, Draft, Event
@@ -27,6 +27,15 @@ log = logging.getLogger("pypubsub")
 _FAR_AHEAD = 60.0  # seconds that stamps may be ahead of the clock without a warning
 _FEW = 20  # events that are brought without waiting for a turn: they take well below a millisecond
 _NO_TURN = nullcontext()
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A plugin that brings events, by Intake.take_items(). A stop ends its run() before the streams."""
+
+    @property
+    def files(self) -> int:
+        """Open files that its connections may need."""
 
 
 class Taken(NamedTuple):
@@ -62,7 +71,7 @@ class Intake:
     async def open(self) -> None:
         """Start the store, and remember what it remembers. Raises StartError."""
         now = self._stamps.next()
-        self._stamps.go_on_after(await self._store.start(Mark(now.position, now.timestamp)))
+        self._stamps.go_on_after(await self._store.open(Mark(now.position, now.timestamp)))
         for ask, accepted, age in self._store.remembered():
             answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
             answer.set_result(accepted)

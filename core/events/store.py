@@ -7,7 +7,7 @@ subscribers read who were away, or have fallen behind.
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from core.events.cursor import Mark, Stamp
 from core.events.event import Event
@@ -57,9 +57,11 @@ class Page(NamedTuple):
     gone: Gone = Gone()  # what had left, at the latest, when it was read
 
 
+@runtime_checkable
 class Store(Protocol):
     """What the server and its subscribers ask of a store."""
 
+    can_be_read: bool  # who was away, or has fallen behind, can go on from it
     durable: bool  # a batch is stored whole or not at all, and answers are remembered over a restart
     is_full: bool  # so much waits to be stored that nothing may be appended
 
@@ -70,7 +72,7 @@ class Store(Protocol):
         decide which way others' subscriptions take: it would show in the time that they take.
         """
 
-    async def start(self, now: Mark) -> Mark:
+    async def open(self, now: Mark) -> Mark:
         """Open what it needs. What stamps have to come after. Raises StartError.
 
         now: a moment before every event to come.
@@ -79,14 +81,8 @@ class Store(Protocol):
     def remembered(self) -> Sequence[Remembered]:
         """The answers of an earlier life, the oldest first."""
 
-    async def run(self) -> None:
-        """What it does beside its answers, until cancelled."""
-
     async def flush(self) -> None:
         """Wait until everything appended is delivered or refused."""
-
-    async def stop(self) -> None:
-        """Undo start(), also one that failed half-way."""
 
     async def remembered_items(self, queue: str) -> Sequence[tuple[bytes, float]]:
         """The ids of a queue's items that earlier lives took, oldest first, and the seconds they have left.
@@ -129,64 +125,6 @@ class Store(Protocol):
 
 class StoreError(Exception):
     """The store cannot be read or written. One line."""
-
-
-class Unstored:
-    """A store that keeps nothing: events go out at once."""
-
-    durable = False
-    is_full = False
-
-    def __init__(self, outlet: Outlet) -> None:
-        self._outlet = outlet
-
-    def end(self, *, private: bool) -> int:  # noqa: ARG002
-        """Nothing can be read."""
-        return 0
-
-    async def start(self, now: Mark) -> Mark:
-        """There is nothing to open."""
-        return now
-
-    def remembered(self) -> Sequence[Remembered]:
-        """Nothing."""
-        return ()
-
-    async def run(self) -> None:
-        """There is nothing to do."""
-
-    async def flush(self) -> None:
-        """Nothing waits."""
-
-    async def stop(self) -> None:
-        """There is nothing to close."""
-
-    async def remembered_items(self, queue: str) -> Sequence[tuple[bytes, float]]:  # noqa: ARG002
-        """None."""
-        return ()
-
-    def append(
-        self,
-        events: Sequence[Event],
-        ask: Ask | None = None,  # noqa: ARG002
-        items: Sequence[Item] = (),  # noqa: ARG002
-        gone: Sequence[bytes] = (),  # noqa: ARG002
-    ) -> asyncio.Future[Accepted]:
-        """Deliver them."""
-        for event in events:
-            self._outlet.deliver(event)
-        return accepted(events)
-
-    async def settle(self, position: int, *, private: bool) -> None:
-        """Nothing waits."""
-
-    async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:  # noqa: ARG002
-        """From now on."""
-        return Placement(now.position, "none" if asked else None)
-
-    async def read(self, after: int, *, private: bool) -> Page:  # noqa: ARG002
-        """Nothing is there."""
-        return Page(after, ())
 
 
 def accepted(events: Sequence[Event]) -> asyncio.Future[Accepted]:

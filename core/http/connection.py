@@ -8,7 +8,6 @@ import asyncio
 import logging
 from asyncio.sslproto import SSLProtocol
 from functools import partial
-from itertools import chain
 from typing import Any, Protocol
 
 from aiohttp import StreamReader, web
@@ -20,7 +19,6 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from core.auth.networks import Networks
 from core.errors import Refused
 from core.events.store import Accepted
-from core.http.body import too_large
 from core.http.limits import SURPLUS_TIMEOUT, Connections, Place, room_for_connections
 from core.http.plain_publish import MAX_HEAD as MAX_PLAIN_HEAD
 from core.http.plain_publish import MAX_SIZE, is_plain_publish
@@ -36,7 +34,6 @@ MAX_FIELDS = 128  # header fields
 MAX_HEAD = 64 * 1024  # bytes of all header fields together
 PARSED_AT_ONCE = 4 * 1024  # bytes in which there may be chunks; 256 KiB of the smallest would take 50 ms
 MOST_HELD = 64 * 1024  # bytes of a chunked body that are read before it is parsed
-BODY_TIMEOUT = 60.0  # seconds a request's body may take
 ANSWER_TIMEOUT = 5.0  # seconds that an answer may take to whom nothing more comes from: it may have gone
 MOST_PIECES = 100  # heads and bodies that are parsed one by one of what has come at once
 LINGER = 3.0  # seconds that a refused head or body is read on for, so that the answer is not lost to a reset
@@ -562,11 +559,6 @@ def is_spoken(request: web.BaseRequest) -> bool:
     return request.version in (HttpVersion10, HttpVersion11)
 
 
-def size_of_fields(request: web.BaseRequest) -> int:
-    """The bytes of all header fields."""
-    return sum(map(len, chain.from_iterable(request.raw_headers)))
-
-
 def connection_of(request: web.BaseRequest) -> Connection:
     """The connection a request came in on."""
     connection = request.protocol
@@ -577,31 +569,3 @@ def connection_of(request: web.BaseRequest) -> Connection:
 def shown_path(request: web.BaseRequest) -> str:
     """The path for a log line: still percent-encoded, no query, of bounded length."""
     return request.rel_url.raw_path[:200].encode("ascii", "backslashreplace").decode()
-
-
-async def receive(request: web.BaseRequest, limit: int) -> bytes:
-    """The body as it was sent, up to so many bytes. Raises Refused."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(None if request.content.is_eof() else BODY_TIMEOUT):
-            connection_of(request).want_body(request.content)
-            while piece := await request.content.readany():
-                body += piece
-                if len(body) > limit:
-                    raise too_large(limit)
-    except TimeoutError:
-        raise Refused(408, f"the body took longer than {BODY_TIMEOUT:g} seconds", close=True) from None
-    except web.RequestPayloadError:
-        raise Refused(400, "the body's chunks are broken", close=True) from None
-    return bytes(body)
-
-
-def continue_if_expected(request: web.BaseRequest) -> None:
-    """Send 100 (Continue) to a client that waits for it (RFC 9110 section 10.1.1). Raises Refused(417)."""
-    expected = request.headers.get("Expect")
-    if expected is None or request.version < HttpVersion11:
-        return
-    if expected.strip().lower() != "100-continue":
-        raise Refused(417, "Expect: only 100-continue is known here")
-    if request.transport is not None and not request.content.is_eof():
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -12,8 +12,9 @@ import sys
 from collections import Counter
 from typing import Literal
 
-from core.auth.networks import UNIX, Networks, site_of
+from core.auth.networks import Networks, site_of
 from core.errors import RETRY_AFTER, Refused, StartError
+from core.settings import UNIX
 
 MAX_SURPLUS = 1000  # connections that wait for no more than to be refused
 MIN_SURPLUS = 4  # however few files may be open

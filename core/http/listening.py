@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from core import __version__
-from core.auth.networks import UNIX, plain_address
+from core.auth.networks import plain_address
 from core.errors import StartError
 from core.http.connection import HttpServer
 from core.http.limits import SURPLUS_TIMEOUT, Place
 from core.http.unix_socket import UnixSocket
+from core.settings import UNIX, ServerConfig
 from core.trouble import Trouble
 
 log = logging.getLogger("pypubsub")
@@ -50,6 +51,17 @@ class Listeners:
         self._trouble = Trouble(
             log, "cannot accept connections: %s", "connections are accepted again", quiet=QUIET
         )
+
+    async def listen(self, settings: ServerConfig, context: CurrentContext) -> None:
+        """Listen wherever the configuration says. Raises StartError."""
+        for bind in settings.bind:
+            if bind.startswith("unix:"):
+                self.listen_unix(Path(bind.removeprefix("unix:")))
+                continue
+            ipv4_too = settings.takes_ipv4_too(bind)
+            await self.listen_tcp(bind, settings.port, ipv4_too=ipv4_too)
+            if settings.tls:
+                await self.listen_tcp(bind, settings.tls.port, context, ipv4_too=ipv4_too)
 
     async def listen_tcp(
         self, bind: str, port: int, context: CurrentContext | None = None, *, ipv4_too: bool = False
@@ -188,6 +200,20 @@ async def tcp_sockets(host: str, port: int, *, ipv4_too: bool) -> list[socket.so
             listening.close()
         raise
     return sockets
+
+
+def plan(settings: ServerConfig) -> list[str]:
+    """What would be listened on: a line each."""
+    lines = []
+    for bind in settings.bind:
+        if bind.startswith("unix:"):
+            lines.append(f"serves {bind}")
+            continue
+        for address in (bind, "0.0.0.0") if settings.takes_ipv4_too(bind) else (bind,):  # noqa: S104
+            lines.append(f"serves {url(address, settings.port, tls=False)}")
+            if settings.tls:
+                lines.append(f"serves {url(address, settings.tls.port, tls=True)}")
+    return lines
 
 
 def url(bind: str, port: int, *, tls: bool) -> str:

@@ -1,11 +1,15 @@
 """Passwords of the ACL file: as plain text, or as a hash by argon2id or bcrypt in modular-crypt format."""
 
+import getpass
 import hmac
 import re
+import sys
 from typing import Final
 
 import argon2
 import bcrypt
+
+from core.auth.login import problem_with_password
 
 _ARGON2ID = re.compile(
     r"(\$argon2id\$v=19\$m=(\d+),t=(\d+),p=(\d+))\$[A-Za-z0-9+/]{11,}\$[A-Za-z0-9+/]{16,}", re.ASCII
@@ -23,6 +27,25 @@ _HASHER: Final = argon2.PasswordHasher()
 def hash_password(password: str) -> str:
     """Its hash, by argon2id with the parameters that RFC 9106 recommends for little memory (64 MiB)."""
     return _HASHER.hash(password)
+
+
+def print_hash() -> int:
+    """Ask for a password, twice at a terminal, and print its hash: --hash-password. The exit status."""
+    at_terminal = sys.stdin.isatty()
+    try:
+        password = getpass.getpass() if at_terminal else sys.stdin.readline().rstrip("\r\n")
+        problem = problem_with_password(password)
+        if problem is None and at_terminal and getpass.getpass("Again: ") != password:
+            problem = "the two passwords differ"
+    except (EOFError, KeyboardInterrupt):
+        problem = "no password was given"
+    except UnicodeError:
+        problem = "a password is text in UTF-8"
+    if problem:
+        print(problem, file=sys.stderr)
+        return 1
+    print(hash_password(password))
+    return 0
 
 
 def problem_with_hash(stored: str) -> str | None:

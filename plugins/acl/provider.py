@@ -20,6 +20,7 @@ from core.auth.login import (
 from core.auth.rights import Rights
 from core.errors import ConfigError
 from core.expiring import Expiring
+from plugins import Plugin
 from plugins.acl.passwords import cost_class, is_password
 from plugins.acl.users import NOBODY, Users, read_users
 
@@ -55,7 +56,7 @@ class Verifier:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-class AclFile:
+class AclFile(Plugin):
     """A provider of the users in the file.
 
     path: the file; users: what read_users() found in it; streams: the server's.
@@ -72,8 +73,13 @@ class AclFile:
         self.configured = users is not None
         self._users = users or NOBODY
 
-    async def run(self) -> None:
-        """There is nothing to do."""
+    def plan(self) -> list[str]:
+        """How many users there are."""
+        return [f"users: {len(self._users.by_name) if self.configured else 'none'} in the ACL file"]
+
+    def warnings(self) -> list[str]:
+        """What was found when the file was read."""
+        return self._users.warnings
 
     async def stop(self) -> None:
         """Let the threads end."""

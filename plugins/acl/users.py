@@ -18,9 +18,10 @@ from pydantic import BeforeValidator
 
 from core.auth.login import alike, digest_of, problem_with_password, problem_with_user
 from core.auth.rights import Rights
-from core.auth.rights_config import TOPIC_FORM, Grants, is_topic
+from core.auth.rights_config import Grants
 from core.config import MEANT, build, kind_of, read_secret_yaml, shown_key, suggestion
 from core.errors import ConfigError
+from core.settings import TOPIC_FORM, is_topic
 from core.yaml_file import Document
 from plugins.acl.passwords import cost_class, is_hash, problem_with_hash
 

@@ -29,6 +29,7 @@ from plugins.backlog.ages import Ages, since_boot, this_boot
 from plugins.backlog.database import KINDS, RESERVED_AHEAD, BacklogFile, Clock, Write
 from plugins.backlog.import_0_7 import import_old_backlog, is_old_backlog
 from plugins.backlog.memory import Backlog, Kind
+from plugins.backlog.settings import BacklogConfig
 
 log = logging.getLogger("pypubsub.backlog")
 
@@ -81,12 +82,17 @@ class StoredBacklog(Backlog):
     durable = True
 
     def __init__(
-        self, server: ServerConfig, path: Path, outlet: Outlet, clock: Callable[[], float] = since_boot
+        self,
+        config: BacklogConfig,
+        server: ServerConfig,
+        path: Path,
+        outlet: Outlet,
+        clock: Callable[[], float] = since_boot,
     ) -> None:
-        super().__init__(server.backlog, outlet, clock)
+        super().__init__(config, outlet, clock)
         self._path: Final = path
         self._max_line_size = server.max_line_size
-        self._file = BacklogFile(path, server.backlog.size, server.idempotency_window)
+        self._file = BacklogFile(path, config.size, server.idempotency_window)
         self._pages: OrderedDict[tuple[int, Sequence[str]], asyncio.Task[Page]] = OrderedDict()
         self._lock: int | None = None  # open file
         self._writing = ThreadPoolExecutor(1, "backlog writer")
@@ -109,10 +115,17 @@ class StoredBacklog(Backlog):
         self._log_moved = -math.inf  # when that was last tried: seconds that the file had lived
         self._clock_kept = 0.0  # when the file was last told: seconds that it had lived
 
+    def check(self) -> None:
+        """Raises StartError if there is no directory for the file."""
+        shown = Path(self._config.storage or self._path)
+        if not self._path.parent.is_dir():
+            raise StartError(f"server.backlog.storage: {shown}: there is no directory {shown.parent}")
+
     # A life
 
-    async def start(self, now: Mark) -> Mark:
+    async def open(self, now: Mark) -> Mark:
         """Open the file, which may be an old one that is imported, or begin a new one."""
+        self.check()
         last = await self._in(self._writing, self._open, now)
         try:
             await self._in(self._reading, self._file.open_reader)

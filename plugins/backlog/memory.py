@@ -32,8 +32,9 @@ from core.events.store import (
     Remembered,
     accepted,
 )
-from core.settings import BacklogConfig
+from plugins import Plugin
 from plugins.backlog.ages import Ages, since_boot
+from plugins.backlog.settings import BacklogConfig
 
 _PRUNINGS = 20  # by age, in max_age
 _PRUNING_PAUSES = (0.25, 60.0)  # seconds, the shortest and the longest
@@ -57,9 +58,11 @@ class Kind:
         return oldest
 
 
-class Backlog:
+class Backlog(Plugin):
     """A store that keeps events in memory. clock: seconds, that nobody sets."""
 
+    name = "store"
+    can_be_read = True
     durable = False
     is_full = False
 
@@ -79,9 +82,16 @@ class Backlog:
         """The position of the last event that was delivered, of those that a subscriber may see."""
         return max(self._public.end, self._private.end) if private else self._public.end
 
+    def plan(self) -> list[str]:
+        """What is kept, in words."""
+        config = self._config
+        age = f", for {config.max_age:g} seconds at most" if config.max_age else ""
+        where = config.storage or "in memory"
+        return [f"backlog: {config.size} public and as many private events{age}, {where}"]
+
     # A life
 
-    async def start(self, now: Mark) -> Mark:
+    async def open(self, now: Mark) -> Mark:
         """Begin to remember."""
         self._began = now
         for kind in self._kinds.values():
@@ -120,9 +130,6 @@ class Backlog:
 
     async def flush(self) -> None:
         """Nothing waits."""
-
-    async def stop(self) -> None:
-        """There is nothing to close."""
 
     # Writing
 

@@ -3,13 +3,6 @@
 Each user is asked for with its own name and password; there is no account of the server's own. An answer
 holds for `refresh`. For open streams it is asked for again in the background, so that a changed group or a
 locked account takes effect on them; while the directory is out they keep what they have, for `grace`.
-
-Beside it:
-
-    ldap_servers    which server is asked, by how many at a time, and what is done while none answers
-    ldap_lookup     one question to one server, in a thread
-    ldap_templates  where a user's name goes: the name to bind as, and filters
-    ldap_dn         distinguished names
 """
 
 import asyncio
@@ -35,11 +28,12 @@ from core.auth.login import (
 )
 from core.auth.rights import NO_RIGHTS, Rights
 from core.auth.rights_config import Grants
-from core.errors import ConfigError
-from core.settings import LdapConfig
+from core.errors import ConfigError, collected
+from plugins import Plugin
 from plugins.ldap.dn import Dn, parse_dn
 from plugins.ldap.lookup import Outage, Question, check_uri
 from plugins.ldap.servers import Crowded, Servers, Unasked
+from plugins.ldap.settings import LdapConfig
 from plugins.ldap.templates import Pattern, UserDn
 
 MOST_ANSWERS = 10_000  # that are remembered
@@ -71,11 +65,11 @@ class Proof:
     answer: Answer
 
 
-class Directory:
+class Directory(Plugin):
     """The provider of the users of clients.ldap. Raises ConfigError. clock: monotonic, in seconds."""
 
     name = "ldap"
-    configured = True
+    configured = True  # whoever made it has a section to read it from
 
     def __init__(
         self, config: LdapConfig, streams: OpenStreams, clock: Callable[[], float] = time.monotonic
@@ -85,23 +79,27 @@ class Directory:
         self._clock = clock
         problems: list[str] = []
         for uri in config.uri:
-            with _collected(problems):
+            with collected(problems):
                 check_uri(uri)
-        with _collected(problems):
+        with collected(problems):
             self._user_dn = UserDn(config.user_dn)
         self._patterns = []
         for pattern in config.membership_patterns:
-            with _collected(problems):
+            with collected(problems):
                 self._patterns.append(Pattern(pattern))
-        with _collected(problems):
+        with collected(problems):
             _parsed("base_scope", config.base_scope)
-        with _collected(problems):
+        with collected(problems):
             self._rights = _by_dn(config.acl)
         if problems:
             raise ConfigError(problems)
         self._servers = Servers(config)
         self._answers: OrderedDict[bytes, Answer] = OrderedDict()  # by digest; the one used last is last
         self._reloaded = asyncio.Event()
+
+    def plan(self) -> list[str]:
+        """Who is asked."""
+        return [f"directory: {', '.join(self._config.uri)}"]
 
     # Logging in
 
@@ -249,20 +247,12 @@ def _key(credentials: Credentials) -> bytes:
 # The configuration
 
 
-@contextlib.contextmanager
-def _collected(problems: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        problems += error.problems
-
-
 def _by_dn(acl: Mapping[str, Grants]) -> dict[Dn, Rights]:
     """Rights by comparable dns. Raises ConfigError with all that are none."""
     rights: dict[Dn, Rights] = {}
     problems: list[str] = []
     for text, grants in acl.items():
-        with _collected(problems):
+        with collected(problems):
             dn = _parsed("acl", text)
             rights[dn] = rights.get(dn, NO_RIGHTS) | grants.rights
     if problems:

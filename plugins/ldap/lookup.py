@@ -31,8 +31,8 @@ from ldap3.core.results import (
 
 from core.auth.login import WrongCredentials
 from core.errors import ConfigError
-from core.settings import LdapConfig
 from plugins.ldap.dn import Dn, parse_dn
+from plugins.ldap.settings import LdapConfig
 
 MOST_ANSWER_BYTES = 1024**2  # some ten thousand groups
 MOST_MESSAGE_BYTES = 16 * 1024  # one group; ldap3 takes minutes to read a number that is as long as an answer

@@ -14,10 +14,10 @@ from functools import partial
 
 from core.auth.fair_line import PATIENCE, FairLine
 from core.auth.login import Credentials, WrongCredentials
-from core.settings import LdapConfig
 from core.trouble import Trouble
 from plugins.ldap.dn import Dn
 from plugins.ldap.lookup import Outage, Question, ask
+from plugins.ldap.settings import LdapConfig
 
 MOST_AT_A_TIME = 4  # log-ins
 KEPT = 1  # more, for open streams and for who is known

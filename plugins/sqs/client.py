@@ -13,8 +13,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import Loader
 
 from core import __version__
-from core.sqs_settings import QueueConfig
 from plugins.sqs.items import Item
+from plugins.sqs.settings import QueueConfig
 
 log = logging.getLogger("pypubsub.sqs")
 for library in ("aioboto3", "aiobotocore", "boto3", "botocore"):

@@ -21,10 +21,10 @@ from core.events.intake import Intake
 from core.events.store import Accepted, StoreError
 from core.expiring import Expiring
 from core.settings import Config
-from core.sqs_settings import QueueConfig
 from core.trouble import Trouble
 from plugins.sqs.client import Reader, SqsError, UndeletedError, reader_of, shown
 from plugins.sqs.items import Item, Terms, draft_of
+from plugins.sqs.settings import QueueConfig
 
 log = logging.getLogger("pypubsub.sqs")
 
@@ -60,12 +60,14 @@ class ReadAlreadyError(Exception):
 class SqsQueue:
     """One queue of the section `sqs`."""
 
-    def __init__(self, name: str, config: Config, intake: Intake, readers: dict[str, str]) -> None:
-        """name: which one; readers: of all queues, by their identity, those who read it: shared by all."""
+    def __init__(
+        self, name: str, queue: QueueConfig, config: Config, intake: Intake, readers: dict[str, str]
+    ) -> None:
+        """name: of its section; readers: of all queues, by their identity, who reads it: shared by all."""
         self.name = f"sqs {name}"
         self._section = name
         self._readers = readers
-        self._queue: QueueConfig = config.sqs[name]
+        self._queue = queue
         self._intake = intake
         self._terms = Terms(
             config.server.max_payload_size,

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, StrictStr, model_validator
 
-from core.auth.rights_config import Topic
 from core.config import PositiveDuration, Section, build, parse_duration
 from core.errors import ConfigError
+from core.settings import Config, PluginSection, Topic
 
 # what the API of SQS takes (Amazon SQS API reference, ReceiveMessage)
 LONGEST_POLL = 20  # seconds
@@ -215,3 +215,23 @@ def build_queues(content: Any, path: Path) -> dict[str, QueueConfig]:
     if problems:
         raise ConfigError(problems)
     return queues
+
+
+class QueuesConfig(PluginSection):
+    """sqs: the queues, by names of the operator's choice."""
+
+    apart: ClassVar[bool] = True
+
+    queues: dict[str, QueueConfig]
+
+    @classmethod
+    def read(cls, content: Any, path: Path) -> Self:
+        """The section of a file. Raises ConfigError with all problems, which show no values."""
+        return cls(queues=build_queues(content, path))
+
+    def warnings(self, config: Config) -> list[str]:
+        """What an operator should know about valid settings, one line each."""
+        found = []
+        for name, queue in self.queues.items():
+            found += [f"sqs.{name}.{warning}" for warning in queue.warnings(config.clients.secure_topics)]
+        return found + [f"sqs.{warning}" for warning in warnings_of_twins(self.queues)]
