@@ -20,12 +20,14 @@ from typing import Any, NamedTuple
 
 import boto3
 
-from wire import free_port
+from wire import TIMEOUT, free_port
 
 REGION = "us-east-1"
 ACCOUNT = "123456789012"  # the only one that moto has
-TIMEOUT = 20.0  # seconds; a guard, no test waits for it to pass
-EVERYTHING = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
+ALL_ALLOWED = {
+    "Version": "2012-10-17",
+    "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}],
+}
 
 Message = Mapping[str, Any]  # as AWS gives it: Body, ReceiptHandle, Attributes
 
@@ -96,7 +98,7 @@ class Moto:
                 time.sleep(0.02)
         self.credentials = Credentials("anybody", "anything")
         self._connect()
-        self.credentials = self.user(EVERYTHING)
+        self.credentials = self.user(ALL_ALLOWED)
         self._connect()
 
     def stop(self, number: signal.Signals = signal.SIGKILL) -> None:

@@ -12,7 +12,8 @@ from typing import NamedTuple, Self
 import aiohttp
 from aiohttp import web
 
-TIMEOUT = 20.0  # seconds; a guard, no test waits for it to pass
+from wire import TIMEOUT
+
 OF_A_CONNECTION = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
 
 

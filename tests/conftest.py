@@ -2,14 +2,14 @@
 
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aws import Moto
-from daemon import Acl, Daemon
+from daemon import Acl, Daemon, StartDaemon
 from slapd import Slapd
 
 pytest.register_assert_rewrite("documents", "installation")  # where tests' own assertions stand
@@ -50,7 +50,7 @@ def server(shared_daemon: Daemon) -> Daemon:
 
 
 @pytest.fixture
-def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+def start_daemon(tmp_path: Path) -> Iterator[StartDaemon]:
     """Starts daemons with settings and users of their own: start_daemon({"server": {"ping_interval": 1}})."""
     daemons: list[Daemon] = []
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -226,3 +226,6 @@ class Daemon:
     def subscriber(self, path: str, headers: Mapping[str, str] | None = None, version: str = "1.1") -> Stream:
         """A stream, to be used in `async with`."""
         return Stream("127.0.0.1", self.port, path, headers or {}, version)
+
+
+StartDaemon = Callable[..., Daemon]  # the fixture start_daemon

@@ -10,9 +10,10 @@ from enum import Enum, auto
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from wire import TIMEOUT
+
 PING = b'{"stillalive": 1588132959.6066568}\n'
 LAST_CHUNK = b"0\r\n\r\n"
-TIMEOUT = 20.0  # seconds; a guard, no test waits for it to pass
 
 
 class Do(Enum):

@@ -5,22 +5,20 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aws import Moto
 from aws_proxy import Reply
 from daemon import Daemon
-from wire import Stream
+from wire import EVERYTHING, Stream
 
 TIMEOUT = 30.0  # seconds; a guard, no test waits for it to pass
-EVERYTHING = {"X-Fetch-Since": "-1"}
 JSON_TYPE = {"Content-Type": "application/x-amz-json-1.0"}
 TROUBLE = r" WARNING pypubsub.sqs: sqs {name}: (cannot|items stay)"
 OVER = r" INFO pypubsub.sqs: sqs {name}: reads \S+ again"
 
-StartDaemon = Callable[..., Daemon]
 Event = dict[str, Any]
 
 

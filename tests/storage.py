@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from daemon import DEFAULT_CONFIG, ROOT, Daemon, merged
+from daemon import DEFAULT_CONFIG, ROOT, Daemon, StartDaemon, merged
+from wire import EVERYTHING
 
-StartDaemon = Callable[..., Daemon]
-EVERYTHING = {"X-Fetch-Since": "-1"}
 HELD = 60  # events in a backlog that a test begins with
 WIDE = 40  # the one of them that fills pages of its own
 Trouble = Callable[[Daemon, Path], contextlib.AbstractContextManager[None]]

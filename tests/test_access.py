@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,7 @@ from core.auth.networks import MOST_PROXIES, Networks, plain_address, publisher_
 from core.auth.web_pages import WebPages
 from core.errors import Refused
 from core.settings import Network
-from daemon import Daemon, basic
-
-StartDaemon = Callable[..., Daemon]
+from daemon import Daemon, StartDaemon, basic
 
 
 def networks(*written: str) -> Networks:

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,13 @@ from core.auth.rights import EVERY_EVENT, Rights
 from core.errors import ConfigError
 from core.events.topics import publish_path
 from core.settings import load
-from daemon import ROOT, Daemon, basic
+from daemon import ROOT, StartDaemon, basic
 from directory import NoStreams
 from plugins import sections
 from plugins.acl import provider as acl
 from plugins.acl.passwords import cost_class, hash_password, is_password, problem_with_hash
 from plugins.acl.provider import AclFile
 from plugins.acl.users import read_users
-
-StartDaemon = Callable[..., Daemon]
 
 ARGON2ID = hash_password("secret")
 A_HASH = "$argon2id$v=19$m=65536,t=3,p=4$z4UNy+bltuNB0/2b6oOmMQ$xQv1dHxmbMN/FuDHeST2PSAUfE90+G3oCy0DgCcUxAQ"

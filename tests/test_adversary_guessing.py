@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,12 @@ from core.auth.authentication import Authentication
 from core.auth.login import Credentials, WrongCredentials, parse_credentials
 from core.errors import ConfigError
 from core.expiring import Expiring
-from daemon import ROOT, Daemon, basic
+from daemon import ROOT, Daemon, StartDaemon, basic
 from directory import NoStreams
 from plugins.acl import provider as acl
 from plugins.acl.passwords import cost_class, is_password
 from plugins.acl.provider import AclFile, Verifier
 from plugins.acl.users import read_users
-
-StartDaemon = Callable[..., Daemon]
 
 RIGHT = "hunter2-right"
 ALICE = {"password": RIGHT, "acl": {"every": "all"}, "topics": ["deploy"]}

@@ -23,11 +23,9 @@ from core.events.recent import Line
 from core.events.replay import Placement
 from core.events.store import Page
 from core.events.topics import EVERYTHING
-from daemon import Daemon, basic
+from daemon import Daemon, StartDaemon, basic
 from plugins.backlog.unstored import Unstored
 from wire import Stream
-
-StartDaemon = Callable[..., Daemon]
 
 MEMBER: dict[str, Any] = {"password": "secret", "acl": {"team": ["git"]}, "topics": ["deploy"]}
 ACL: dict[str, Any] = {

@@ -6,16 +6,15 @@ import json
 import sys
 import warnings
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
-from daemon import Daemon
+from daemon import Daemon, StartDaemon
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from asfpy.pubsub import listen
 
-StartDaemon = Callable[..., Daemon]
 
 LISTENER = """
 import json, sys, warnings

@@ -1,16 +1,14 @@
 """How many wrong guesses there may be, and who is kept out by those of others."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from core.auth.attempts import Attempts, TooManyAttempts
 from core.expiring import Expiring
-from daemon import Daemon, basic
+from daemon import Daemon, StartDaemon, basic
 
-StartDaemon = Callable[..., Daemon]
 ACL: dict[str, Any] = {
     name: {"password": "secret", "topics": ["deploy"]} for name in ("alice", "bob", "carol")
 }

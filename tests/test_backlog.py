@@ -8,23 +8,21 @@ import signal
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.events.cursor import TICKS_PER_SECOND, position_of, stamp_at
-from daemon import ROOT, Daemon
+from daemon import ROOT, Daemon, StartDaemon
+from wire import EVERYTHING
 
-StartDaemon = Callable[..., Daemon]
 STORES = ("memory", "file")
 FAKETIME = next((str(path) for path in Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), "")
-EVERYTHING = {"X_Fetch_Since": "-1"}
 
 
 @pytest.fixture
-def with_backlog(start_daemon: StartDaemon, tmp_path: Path) -> Callable[..., Daemon]:
+def with_backlog(start_daemon: StartDaemon, tmp_path: Path) -> StartDaemon:
     """Starts a daemon with a backlog: with_backlog("file", size=5, server={"ping_interval": 1})."""
 
     def start(store: str, server: dict[str, Any] | None = None, **settings: Any) -> Daemon:
@@ -74,7 +72,7 @@ def test_without_a_backlog_nothing_of_it_is_there(start_daemon: StartDaemon) -> 
 
 
 @pytest.mark.parametrize("store", STORES)
-async def test_after_a_cursor_it_is_complete(with_backlog: Callable[..., Daemon], store: str) -> None:
+async def test_after_a_cursor_it_is_complete(with_backlog: StartDaemon, store: str) -> None:
     """Each form of asking gives the events after it; no question, no replay."""
     daemon = with_backlog(store)
     cursors = await cursors_of(daemon, "/a", range(5))
@@ -86,7 +84,7 @@ async def test_after_a_cursor_it_is_complete(with_backlog: Callable[..., Daemon]
 
 
 @pytest.mark.parametrize("store", STORES)
-async def test_since_a_time_it_is_complete(with_backlog: Callable[..., Daemon], store: str) -> None:
+async def test_since_a_time_it_is_complete(with_backlog: StartDaemon, store: str) -> None:
     """Events of that very moment are included: pubsub_timestamp is what counts, to the last digit."""
     daemon = with_backlog(store)
     async with daemon.subscriber("/a") as stream:
@@ -98,9 +96,7 @@ async def test_since_a_time_it_is_complete(with_backlog: Callable[..., Daemon], 
 
 
 @pytest.mark.parametrize("store", STORES)
-async def test_a_cursor_wins_and_only_one_replay_is_sent(
-    with_backlog: Callable[..., Daemon], store: str
-) -> None:
+async def test_a_cursor_wins_and_only_one_replay_is_sent(with_backlog: StartDaemon, store: str) -> None:
     """Over a time and over Last-Event-ID."""
     daemon = with_backlog(store)
     cursors = await cursors_of(daemon, "/a", range(4))
@@ -110,7 +106,7 @@ async def test_a_cursor_wins_and_only_one_replay_is_sent(
 
 @pytest.mark.parametrize(("since", "of_file"), [("-1", "complete"), ("1", "complete"), ("7d", "partial")])
 async def test_before_everything_on_a_fresh_store(
-    with_backlog: Callable[..., Daemon], since: str, of_file: str
+    with_backlog: StartDaemon, since: str, of_file: str
 ) -> None:
     """Partial: it cannot know what was before. A file that is asked for all it ever held has all of that."""
     for store, verdict in (("file", of_file), ("memory", "partial")):
@@ -120,7 +116,7 @@ async def test_before_everything_on_a_fresh_store(
         await asyncio.to_thread(daemon.stop)
 
 
-async def test_memory_after_a_restart(with_backlog: Callable[..., Daemon]) -> None:
+async def test_memory_after_a_restart(with_backlog: StartDaemon) -> None:
     """A cursor of before is unknown, a time of before partial; what is held is sent."""
     daemon = with_backlog("memory")
     (cursor,) = await cursors_of(daemon, "/a", range(1))
@@ -131,7 +127,7 @@ async def test_memory_after_a_restart(with_backlog: Callable[..., Daemon]) -> No
     assert await daemon.replay("/a", X_Fetch_Since=before) == ("partial", [1, 2])
 
 
-async def test_a_file_after_a_restart(with_backlog: Callable[..., Daemon]) -> None:
+async def test_a_file_after_a_restart(with_backlog: StartDaemon) -> None:
     """Cursors and times of before are as good as ever, and the events are what they were, byte for byte."""
     daemon = with_backlog("file")
     before = repr(time.time())
@@ -147,7 +143,7 @@ async def test_a_file_after_a_restart(with_backlog: Callable[..., Daemon]) -> No
         assert [await stream.chunk() for _ in range(3)] == seen
 
 
-async def test_a_file_that_was_taken_away(with_backlog: Callable[..., Daemon], tmp_path: Path) -> None:
+async def test_a_file_that_was_taken_away(with_backlog: StartDaemon, tmp_path: Path) -> None:
     """The new one does not claim that nothing was before it."""
     daemon = with_backlog("file")
     (cursor,) = await cursors_of(daemon, "/a", range(1))
@@ -160,7 +156,7 @@ async def test_a_file_that_was_taken_away(with_backlog: Callable[..., Daemon], t
 
 
 async def test_the_memory_of_a_file_can_be_made_to_begin_anew(
-    with_backlog: Callable[..., Daemon], tmp_path: Path
+    with_backlog: StartDaemon, tmp_path: Path
 ) -> None:
     """As docs/backlog.md says for a copy that is put back, and the like: what is held stays."""
     (statement,) = re.findall(r'sqlite3 backlog.db "(UPDATE .*)"', (ROOT / "docs/backlog.md").read_text())
@@ -180,7 +176,7 @@ async def test_the_memory_of_a_file_can_be_made_to_begin_anew(
 
 
 @pytest.mark.parametrize("store", STORES)
-async def test_pruned_by_size(with_backlog: Callable[..., Daemon], store: str) -> None:
+async def test_pruned_by_size(with_backlog: StartDaemon, store: str) -> None:
     """The cursor of an event that has left is a place all the same; partial once one after it has left."""
     daemon = with_backlog(store, size=3)
     cursors = await cursors_of(daemon, "/a", range(6))
@@ -195,7 +191,7 @@ async def test_pruned_by_size(with_backlog: Callable[..., Daemon], store: str) -
 
 
 @pytest.mark.parametrize("store", STORES)
-async def test_pruned_by_age(with_backlog: Callable[..., Daemon], store: str) -> None:
+async def test_pruned_by_age(with_backlog: StartDaemon, store: str) -> None:
     """What is too old leaves by itself, whether or not anything is published."""
     daemon = with_backlog(store, max_age="1s")
     cursors = await cursors_of(daemon, "/a", range(3))
@@ -206,7 +202,7 @@ async def test_pruned_by_age(with_backlog: Callable[..., Daemon], store: str) ->
     assert await daemon.replay("/a", X_Fetch_Since_Cursor=cursors[2]) == ("complete", [])
 
 
-async def test_a_smaller_size_holds_from_the_restart_on(with_backlog: Callable[..., Daemon]) -> None:
+async def test_a_smaller_size_holds_from_the_restart_on(with_backlog: StartDaemon) -> None:
     """What is too much leaves at the start."""
     daemon = with_backlog("file", size=100)
     await daemon.put_all("/a", [{"n": n} for n in range(50)])
@@ -216,7 +212,7 @@ async def test_a_smaller_size_holds_from_the_restart_on(with_backlog: Callable[.
 
 
 @pytest.mark.parametrize("store", STORES)
-async def test_a_cursor_of_a_private_event(with_backlog: Callable[..., Daemon], store: str) -> None:
+async def test_a_cursor_of_a_private_event(with_backlog: StartDaemon, store: str) -> None:
     """Is a place like any other, for a client that may not see the event."""
     daemon = with_backlog(store, size=2)
     first, _ = await cursors_of(daemon, "/a", range(2))
@@ -269,9 +265,7 @@ async def test_the_public_cannot_tell_that_private_events_were_published(
         "0f000000-0000-7000-8000-000000000000",  # in the year 2492
     ],
 )
-async def test_a_cursor_that_cannot_be_placed(
-    with_backlog: Callable[..., Daemon], store: str, cursor: str
-) -> None:
+async def test_a_cursor_that_cannot_be_placed(with_backlog: StartDaemon, store: str, cursor: str) -> None:
     """Of another kind, or of the future: unknown, and nothing is replayed."""
     daemon = with_backlog(store)
     await cursors_of(daemon, "/a", range(2))
@@ -279,7 +273,7 @@ async def test_a_cursor_that_cannot_be_placed(
 
 
 @pytest.mark.parametrize("store", STORES)
-async def test_a_cursor_from_before_the_memory_began(with_backlog: Callable[..., Daemon], store: str) -> None:
+async def test_a_cursor_from_before_the_memory_began(with_backlog: StartDaemon, store: str) -> None:
     """Unknown, and what is held is sent."""
     daemon = with_backlog(store)
     await cursors_of(daemon, "/a", range(2))
@@ -287,7 +281,7 @@ async def test_a_cursor_from_before_the_memory_began(with_backlog: Callable[...,
 
 
 @pytest.mark.parametrize("store", STORES)
-async def test_a_time_in_the_future(with_backlog: Callable[..., Daemon], store: str) -> None:
+async def test_a_time_in_the_future(with_backlog: StartDaemon, store: str) -> None:
     """Complete: nothing has come since then. What comes from now on is live, as always."""
     daemon = with_backlog(store)
     await cursors_of(daemon, "/a", range(2))
@@ -300,7 +294,7 @@ async def test_a_time_in_the_future(with_backlog: Callable[..., Daemon], store: 
 
 
 @pytest.mark.parametrize("store", STORES)
-async def test_a_malformed_question_is_refused(with_backlog: Callable[..., Daemon], store: str) -> None:
+async def test_a_malformed_question_is_refused(with_backlog: StartDaemon, store: str) -> None:
     """400, with the accepted forms."""
     daemon = with_backlog(store)
     for headers in ({"X-Fetch-Since": "NaN"}, {"X-Fetch-Since": "none"}, {"X-Fetch-Since-Cursor": "short"}):
@@ -311,9 +305,7 @@ async def test_a_malformed_question_is_refused(with_backlog: Callable[..., Daemo
 
 
 @pytest.mark.parametrize("store", STORES)
-async def test_every_head_has_a_position_to_resume_at(
-    with_backlog: Callable[..., Daemon], store: str
-) -> None:
+async def test_every_head_has_a_position_to_resume_at(with_backlog: StartDaemon, store: str) -> None:
     """It is no event's cursor, and what is published after the head comes after it: also over a restart."""
     daemon = with_backlog(store)
     cursors = await cursors_of(daemon, "/a", range(2))
@@ -333,9 +325,7 @@ async def test_every_head_has_a_position_to_resume_at(
 
 
 @pytest.mark.parametrize("store", STORES)
-async def test_a_position_loses_nothing_while_others_publish(
-    with_backlog: Callable[..., Daemon], store: str
-) -> None:
+async def test_a_position_loses_nothing_while_others_publish(with_backlog: StartDaemon, store: str) -> None:
     """What comes after the first ping is what resuming at the head's position gives, at full speed too."""
     daemon = with_backlog(store, size=100_000)
     done = asyncio.Event()
@@ -361,7 +351,7 @@ async def test_a_position_loses_nothing_while_others_publish(
 
 
 async def test_cursors_grow_over_restarts_when_the_clock_is_set_back(
-    with_backlog: Callable[..., Daemon],
+    with_backlog: StartDaemon,
 ) -> None:
     """Also after a kill, and after positions that no event followed; time goes on from where it was."""
     assert FAKETIME, "the package libfaketime is not installed"
@@ -392,7 +382,7 @@ async def test_cursors_grow_over_restarts_when_the_clock_is_set_back(
 
 
 @pytest.mark.parametrize("store", STORES)
-async def test_the_first_ping_follows_the_replay(with_backlog: Callable[..., Daemon], store: str) -> None:
+async def test_the_first_ping_follows_the_replay(with_backlog: StartDaemon, store: str) -> None:
     """At once, and live events follow it."""
     daemon = with_backlog(store)
     await cursors_of(daemon, "/a", range(3))
@@ -403,7 +393,7 @@ async def test_the_first_ping_follows_the_replay(with_backlog: Callable[..., Dae
 
 
 @pytest.mark.parametrize("store", STORES)
-async def test_a_replay_goes_by_the_same_topics(with_backlog: Callable[..., Daemon], store: str) -> None:
+async def test_a_replay_goes_by_the_same_topics(with_backlog: StartDaemon, store: str) -> None:
     """An event comes once, however many parts of the path it meets."""
     daemon = with_backlog(store)
     for n, path in enumerate(["/a", "/b", "/a/b", "/c", "/b/c/a", "/"]):
@@ -419,7 +409,7 @@ async def test_a_replay_goes_by_the_same_topics(with_backlog: Callable[..., Daem
 
 
 @pytest.mark.parametrize("store", STORES)
-async def test_a_replay_in_the_old_forms(with_backlog: Callable[..., Daemon], store: str) -> None:
+async def test_a_replay_in_the_old_forms(with_backlog: StartDaemon, store: str) -> None:
     """Bare lines for HTTP/1.0, a NUL for old clients: as live."""
     daemon = with_backlog(store)
     await cursors_of(daemon, "/a", range(2))
@@ -433,7 +423,7 @@ async def test_a_replay_in_the_old_forms(with_backlog: Callable[..., Daemon], st
             assert json.loads(chunk[:-1])["n"] == n
 
 
-async def test_a_batch_is_stored_whole(with_backlog: Callable[..., Daemon]) -> None:
+async def test_a_batch_is_stored_whole(with_backlog: StartDaemon) -> None:
     """And comes in order, live and again, with nothing in between, whatever others publish meanwhile."""
     daemon = with_backlog("file", size=100_000, server={"max_payload_size": "2 MiB"})
     async with daemon.subscriber("/a") as stream:
@@ -451,7 +441,7 @@ async def test_a_batch_is_stored_whole(with_backlog: Callable[..., Daemon]) -> N
 # Asking twice
 
 
-async def test_the_answer_to_a_key_outlives_a_crash(with_backlog: Callable[..., Daemon]) -> None:
+async def test_the_answer_to_a_key_outlives_a_crash(with_backlog: StartDaemon) -> None:
     """It was stored with the event: the same cursor again, and nothing published twice."""
     daemon = with_backlog("file")
     ndjson = "application/x-ndjson"
@@ -469,7 +459,7 @@ async def test_the_answer_to_a_key_outlives_a_crash(with_backlog: Callable[..., 
     assert (await daemon.replay("/", **EVERYTHING))[1] == [1, 2, 3]
 
 
-async def test_the_answer_to_a_long_batch_outlives_a_crash(with_backlog: Callable[..., Daemon]) -> None:
+async def test_the_answer_to_a_long_batch_outlives_a_crash(with_backlog: StartDaemon) -> None:
     """As for a short one."""
     daemon = with_backlog("file", size=10_000)
     body = b"".join(b'{"n": %d}\n' % n for n in range(1000))
@@ -483,7 +473,7 @@ async def test_the_answer_to_a_long_batch_outlives_a_crash(with_backlog: Callabl
 
 
 async def test_an_answer_is_forgotten_after_the_window_over_a_restart(
-    with_backlog: Callable[..., Daemon],
+    with_backlog: StartDaemon,
 ) -> None:
     """The time that the server was away counts."""
     daemon = with_backlog("file", server={"idempotency_window": "1s"})

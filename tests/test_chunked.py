@@ -3,16 +3,15 @@
 import asyncio
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 
 from attack import LISTED, UNLISTED, all_answers, answer, request
-from daemon import Daemon
+from daemon import Daemon, StartDaemon
 from hostile import chunks
 from wire import TIMEOUT
 
-StartDaemon = Callable[..., Daemon]
 HEAD = b"PUT /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from email.utils import formatdate
 from pathlib import Path
 from types import TracebackType
@@ -27,12 +27,11 @@ import pytest
 
 import demo
 from client import PublishError, listen, publish
-from daemon import Daemon
+from daemon import Daemon, StartDaemon
 from scripted import (
     HEAD,
     LAST_CHUNK,
     PING,
-    TIMEOUT,
     Do,
     Forever,
     Script,
@@ -43,6 +42,7 @@ from scripted import (
     chunk,
     head,
 )
+from wire import TIMEOUT
 
 CLIENTS = Path(__file__).parent.parent / "clients"
 
@@ -1623,7 +1623,7 @@ async def cursors_until_last(client: Program) -> list[str]:
 
 @pytest.mark.timeout(300)
 async def test_clients_following_through_20_kills_miss_nothing(
-    start_daemon: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_daemon: StartDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each event that was acknowledged is printed once, in the order of the cursors, and nothing else is."""
     monkeypatch.setattr("client.backoff", lambda *_: 0.05)  # seconds; of the publishers

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from daemon import ROOT, Daemon
-from storage import EVERYTHING, config
+from storage import config
 from test_backlog import FAKETIME
+from wire import EVERYTHING
 
 AHEAD = r"WARNING pypubsub: timestamps and cursors run 3\d{8} seconds \(365\d\.\d days\) ahead of the clock"
 
@@ -77,7 +78,7 @@ async def test_a_clock_that_is_ahead_by_years_for_a_while(
     await daemon.put("/a", {"n": 1})
     clock.set("+10y")
     await restarted(daemon)
-    assert (await daemon.replay("/a", X_Fetch_Since="-1"))[1] == [0, 1]
+    assert (await daemon.replay("/a", **EVERYTHING))[1] == [0, 1]
     again = await daemon.put("/a", {"n": 0}, Idempotency_Key="key")
     assert again.headers["X-Cursor"] == first.headers["X-Cursor"]
     ahead = (await daemon.put("/a", {"n": 2})).headers["X-Cursor"]
@@ -89,7 +90,7 @@ async def test_a_clock_that_is_ahead_by_years_for_a_while(
     assert (await daemon.put("/a", {"n": 3})).headers["X-Cursor"] > ahead
     clock.set("+10y")
     await daemon.until_logged("INFO pypubsub: timestamps and cursors are those of the clock again")
-    assert (await daemon.replay("/a", X_Fetch_Since="-1"))[1] == [0, 1, 2, 3]
+    assert (await daemon.replay("/a", **EVERYTHING))[1] == [0, 1, 2, 3]
     assert len([line for line in daemon.log if re.search(AHEAD, line)]) == 2
 
     clock.set("+0")
@@ -98,12 +99,12 @@ async def test_a_clock_that_is_ahead_by_years_for_a_while(
         connection.executescript(repair())
     daemon.log.clear()
     daemon.start()
-    assert await daemon.replay("/a", X_Fetch_Since="-1") == ("partial", [0, 1])
+    assert await daemon.replay("/a", **EVERYTHING) == ("partial", [0, 1])
     assert await daemon.replay("/a", X_Fetch_Since_Cursor=ahead) == ("unknown", [])
     async with daemon.subscriber("/a", EVERYTHING) as stream:
         await stream.replay()
         cursor = (await daemon.put("/a", {"n": 4})).headers["X-Cursor"]
         event = await stream.event()
         assert (event["pubsub_cursor"], abs(event["pubsub_timestamp"] - time.time()) < 60) == (cursor, True)
-    assert (await daemon.replay("/a", X_Fetch_Since="-1"))[1] == [0, 1, 4]
+    assert (await daemon.replay("/a", **EVERYTHING))[1] == [0, 1, 4]
     assert not [line for line in daemon.log if " WARNING " in line or " ERROR " in line]

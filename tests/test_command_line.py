@@ -6,15 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from daemon import ROOT, Daemon
-
-StartDaemon = Callable[..., Daemon]
+from daemon import ROOT, Daemon, StartDaemon
 
 # A configuration as PyPubSub 0.7 installations have it
 OF_0_7 = """

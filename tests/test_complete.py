@@ -4,15 +4,13 @@ What a machine found out about all ways to lean on it is tests/test_model.py; th
 """
 
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from daemon import Daemon, basic
+from daemon import StartDaemon, basic
 from storage import config
 
-StartDaemon = Callable[..., Daemon]
 ACL = {"alice": {"password": "secret", "acl": {"all": "all"}}}
 ALICE = basic("alice")
 

@@ -6,13 +6,12 @@ import json
 import random
 import re
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from daemon import Daemon
+from daemon import Daemon, StartDaemon
 from wire import Stream
 
 pytestmark = pytest.mark.timeout(180)  # on a machine that others use too
@@ -71,9 +70,7 @@ class Numbers:
         return self._last[publisher]
 
 
-async def test_every_event_acknowledged_or_seen_survives(
-    start_daemon: Callable[..., Daemon], tmp_path: Path
-) -> None:
+async def test_every_event_acknowledged_or_seen_survives(start_daemon: StartDaemon, tmp_path: Path) -> None:
     """Each 202 is in the replay once, in order, and so is all that a subscriber saw, over many crashes."""
     storage = {"size": 1_000_000, "storage": str(tmp_path / "backlog.db")}
     daemon = start_daemon({"server": {"backlog": storage}})
@@ -94,7 +91,7 @@ async def test_every_event_acknowledged_or_seen_survives(
 
 
 async def test_an_answer_is_sent_after_the_write_is_forced_out(
-    start_daemon: Callable[..., Daemon], tmp_path: Path
+    start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     """So that it survives a crash of the machine too: each 202 follows an fdatasync that has returned."""
     daemon = start_daemon({"server": {"backlog": {"size": 10, "storage": str(tmp_path / "backlog.db")}}})

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.events.cursor import Stamps
+from wire import START_NS
 
-START_NS = 1_795_489_256_376_269_300
 STEPS = st.lists(
     st.tuples(
         st.integers(min_value=-(10**12), max_value=10**12),  # how the wall clock moves, ns

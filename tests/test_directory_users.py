@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ import trustme
 
 from attack import authorization, request, send
 from attack import credentials as written
-from daemon import Daemon, basic
+from daemon import Daemon, StartDaemon, basic
 from directory import BIND, SEARCH_DONE, Peer, answer, entry, fake
 from slapd import GROUPS, PASSWORDS, PEOPLE, SUFFIX, Slapd
 from wire import TIMEOUT
 
-StartDaemon = Callable[..., Daemon]
 ACL = {
     f"cn=committers,{GROUPS}": ["commits"],
     "CN = board members , OU=Groups,dc=example,dc=org": {"acl": {"minutes": ["board"]}, "topics": ["votes"]},

@@ -4,17 +4,15 @@ import asyncio
 import json
 import random
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from daemon import Daemon
+from daemon import Daemon, StartDaemon
 from wire import Stream, ending
 
 pytestmark = pytest.mark.timeout(180)  # on a machine that others use too
-StartDaemon = Callable[..., Daemon]
 CURSOR = re.compile(rb'"pubsub_cursor": "([^"]{36})"')
 END = b'"n": "end"'
 STORES = ("memory", "file")

@@ -6,17 +6,15 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable
 
 import pytest
 
 from core.errors import Refused
 from core.http.requests import inflate
 from core.log_line import printable
-from daemon import Daemon, basic
-from wire import answer_head
+from daemon import Daemon, StartDaemon, basic
+from wire import CURSOR, answer_head
 
-StartDaemon = Callable[..., Daemon]
 JSON = b'{"v": "gr\xc3\xbcn"}'
 
 
@@ -165,7 +163,6 @@ async def test_what_can_be_read_in_two_ways_is_refused(server: Daemon, fields: b
         assert (await stream.event())["v"] == ("grün" if status == 202 else "after")
 
 
-CURSOR = "01a20b7f-d3af-74d1-a23e-780b7e8b7f37"
 QUERIES = {
     "sicne=10m": "unknown key 'sicne'; known are since and cursor",
     "Since=10m": "unknown key 'Since'",

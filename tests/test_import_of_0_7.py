@@ -8,15 +8,14 @@ import stat
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from daemon import Daemon, merged
+from daemon import Daemon, StartDaemon, merged
 from storage import (
-    EVERYTHING,
     config,
     content,
     disk,
@@ -27,11 +26,10 @@ from storage import (
     stored,
     with_level,
 )
+from wire import CURSOR_PATTERN, EVERYTHING
 
-StartDaemon = Callable[..., Daemon]
 BEGAN = 1_588_132_959.6066568  # time of the first event
 CURSOR_OF_0_7 = "1c4a1ac8-1b22-4d5f-8a5f-0f4c8a1e6f9b"  # a random UUID
-CURSOR = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 MAX_LINE = 5000
 IMPORTED = " imported from "
 
@@ -197,7 +195,7 @@ async def test_cursors_grow_over_the_import_and_beyond(imported: Daemon) -> None
     _, events = await replay(imported)
     cursors = [event["pubsub_cursor"] for event in events]
     assert cursors[-1] == answer.headers["X-Cursor"]
-    assert all(CURSOR.fullmatch(cursor) for cursor in cursors)
+    assert all(re.fullmatch(CURSOR_PATTERN, cursor) for cursor in cursors)
     assert cursors == sorted(set(cursors))
     for index in (0, 1, 2, len(events) - 2):
         assert await replay(imported, {"X-Fetch-Since-Cursor": cursors[index]}) == (

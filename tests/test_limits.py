@@ -5,7 +5,7 @@ import contextlib
 import re
 import resource
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +15,10 @@ from netaddr import IPNetwork
 from core.auth.networks import Networks
 from core.http.limits import MAX_SURPLUS, MIN_SURPLUS, Connections, room_for_connections
 from core.http.refusals import LINES_A_SECOND, Refusals
-from daemon import Daemon, basic
+from daemon import Daemon, StartDaemon, basic
 from test_tls import tls_daemon
 from wire import TIMEOUT
 
-StartDaemon = Callable[..., Daemon]
 PUT = b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,9 +10,7 @@ import pytest
 from core.errors import StartError
 from core.http.unix_socket import UnixSocket
 from core.settings import ServerConfig
-from daemon import Daemon
-
-StartDaemon = Callable[..., Daemon]
+from daemon import Daemon, StartDaemon
 
 ALL_OF_IPV4 = "0.0.0.0"  # noqa: S104 (what it is)
 # server.bind, and which addresses of it take IPv4 as well

@@ -50,10 +50,10 @@ from plugins.backlog.file import StoredBacklog
 from plugins.backlog.memory import Backlog
 from plugins.backlog.settings import BacklogConfig
 from searching import search
+from wire import START_NS
 
 MODULES = (store_module, intake_module, backlog, backlog_file, backlog_storage)
 SMALL = {"PAGE_EVENTS": 3, "PAGE_BYTES": 4000, "PORTION": 2}  # so that a few events are many
-START_NS = 1_795_489_256_376_269_300
 PATHS = ["/a", "/b", "/a/b", "/private/a", "/private/b"]
 ASKED_PATHS = ["/", "/a", "/b", "/a/b", "/private", "/b,private/a"]
 RIGHTS = [

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from daemon import Answer, Daemon
+from daemon import Answer, Daemon, StartDaemon
 from nginx import BINARY, Nginx
 from wire import TIMEOUT
 
-StartDaemon = Callable[..., Daemon]
 BehindNginx = Callable[..., tuple[Daemon, Nginx]]
 LISTED, PROXY, OTHER = "127.0.0.2", "127.0.0.1", "127.0.0.3"  # a publisher, where nginx asks from, a stranger
 

@@ -11,11 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from daemon import Daemon
-from wire import answer_head
-
-StartDaemon = Callable[..., Daemon]
-CURSOR = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+from daemon import Daemon, StartDaemon
+from wire import CURSOR_PATTERN, answer_head
 
 
 @pytest.mark.parametrize("method", ["PUT", "POST"])
@@ -23,7 +20,7 @@ async def test_a_json_object_is_accepted(server: Daemon, method: str) -> None:
     """202, a line of text, and the event's cursor."""
     answer = await server.request(method, "/fruits", {"colour": "green"})
     assert (answer.status, answer.text) == (202, "accepted\n")
-    assert re.fullmatch(CURSOR, answer.headers["X-Cursor"])
+    assert re.fullmatch(CURSOR_PATTERN, answer.headers["X-Cursor"])
     assert answer.headers["Content-Type"].startswith("text/plain")
 
 
@@ -151,7 +148,7 @@ async def test_cursors_and_timestamps_grow(server: Daemon) -> None:
     timestamps = [event["pubsub_timestamp"] for event in events]
     assert cursors == sorted(set(cursors))
     assert timestamps == sorted(timestamps)
-    assert all(re.fullmatch(CURSOR, cursor) for cursor in cursors)
+    assert all(re.fullmatch(CURSOR_PATTERN, cursor) for cursor in cursors)
 
 
 PATHS = {

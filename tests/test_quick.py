@@ -2,16 +2,13 @@
 
 import asyncio
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from daemon import Daemon
+from daemon import StartDaemon
 from storage import locked
-
-StartDaemon = Callable[..., Daemon]
 
 REQUESTS = {
     "plain": ("/a", "", b'{"n": 1}'),

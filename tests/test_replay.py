@@ -16,9 +16,9 @@ from core.events.replay import (
     place_cursor,
     replay_request,
 )
+from wire import CURSOR
 
 NOW = 1_795_489_256.25  # 2026-11-24T03:00:56.25Z
-CURSOR = "01a20b7f-d3af-74d1-a23e-780b7e8b7f37"
 OTHER = "1c4a1ac8-1b22-4d5f-8a5f-0f4c8a1e6f9b"
 
 TIMES = {

@@ -6,16 +6,13 @@ import random
 import socket
 import subprocess
 from asyncio.subprocess import PIPE
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from daemon import Daemon
+from daemon import Daemon, StartDaemon
 from storage import locked
 from wire import TIMEOUT, answer_head
-
-StartDaemon = Callable[..., Daemon]
 
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
 WEBSOCKET = b"Connection: upgrade\r\nUPGRADE: websocket\r\n"

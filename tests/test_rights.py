@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,10 +11,8 @@ from hypothesis import strategies as st
 from core.auth.rights import MOST_FILED, Rights, is_for, private_batches
 from core.delivery.registry import Registry
 from core.events.topics import MOST_BATCHES, parse_subscription, publish_path
-from daemon import Daemon, basic
+from daemon import StartDaemon, basic
 from wire import Stream
-
-StartDaemon = Callable[..., Daemon]
 
 PUBLIC = ["/git/a", "/mail", "/git/private", "/fruits"]
 PRIVATE = [

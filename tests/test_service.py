@@ -3,14 +3,13 @@
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from core.http.limits import FILES_OF_OUR_OWN, MAX_SURPLUS
 from core.settings import ServerConfig
-from daemon import ROOT, Daemon
+from daemon import ROOT, StartDaemon
 from installation import UNIT, install, service_of
 
 
@@ -47,7 +46,7 @@ def test_its_command_starts_the_daemon_from_its_directory(installed: Path) -> No
     assert "serves http://0.0.0.0:2069" in checked.stdout
 
 
-def test_reload_is_a_signal_that_it_survives(start_daemon: Callable[..., Daemon]) -> None:
+def test_reload_is_a_signal_that_it_survives(start_daemon: StartDaemon) -> None:
     """`systemctl reload` sends SIGHUP, and the daemon goes on."""
     daemon = start_daemon()
     command = service_of(UNIT)["ExecReload"].replace("$MAINPID", str(daemon.pid))

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,13 @@ from core.events.topics import publish_path
 from core.events.turns import Turns
 from core.events.waiting import Waiting
 from core.settings import ServerConfig
-from daemon import Daemon
+from daemon import Daemon, StartDaemon
 from plugins.backlog import file as backlog_storage
 from plugins.backlog.database import Write
 from plugins.backlog.file import StoredBacklog
 from plugins.backlog.settings import BacklogConfig
 from wire import TIMEOUT
 
-StartDaemon = Callable[..., Daemon]
 NDJSON = {"Content-Type": "application/x-ndjson"}
 CROWD = 14  # connections that bring batches at the same time
 

@@ -2,13 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from daemon import Daemon
+from daemon import StartDaemon
 
-StartDaemon = Callable[..., Daemon]
 FILLING = "x" * 50_000
 
 

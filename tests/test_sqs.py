@@ -3,17 +3,16 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from aws import Moto
-from daemon import Daemon, basic
+from daemon import Daemon, StartDaemon, basic
 from queues import new_queue, next_line, numbers, reading, restart, stored_in, without_stamp
+from wire import EVERYTHING
 
-StartDaemon = Callable[..., Daemon]
-EVERYTHING = {"X-Fetch-Since": "-1"}
 ACL = {
     "alice": {"password": "secret", "acl": {"office": ["hr"]}},
     "bob": {"password": "secret", "acl": {"office": ["board"]}},
@@ -199,4 +198,4 @@ async def test_a_backlog_keeps_no_more_items_than_its_size(
     moto.send_many(queue, [{"pubsub_path": "/a", "n": n} for n in range(20)])
     daemon = start_daemon(reading(moto, queue, sections=sections))
     await moto.until_empty(queue)
-    assert (await daemon.replay("/a", X_Fetch_Since="-1"))[1] == [15, 16, 17, 18, 19]
+    assert (await daemon.replay("/a", **EVERYTHING))[1] == [15, 16, 17, 18, 19]

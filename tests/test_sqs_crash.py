@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ import pytest
 
 from aws import Moto
 from aws_proxy import AwsProxy, Do
-from daemon import Daemon
-from sqs import EVERYTHING, config, named
-from wire import Stream
+from daemon import StartDaemon
+from sqs import config, named
+from wire import EVERYTHING, Stream
 
 pytestmark = pytest.mark.timeout(180)  # on a machine that others use too
 ROUNDS = 6
@@ -80,7 +80,7 @@ def by_key(events: Sequence[dict[str, Any]]) -> Sent:
 
 
 async def test_every_item_is_an_event_once_over_many_crashes(
-    moto: Moto, start_daemon: Callable[..., Daemon], tmp_path: Path
+    moto: Moto, start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     """Each item is in the replay and was seen by a subscriber that resumed: once, each group in order."""
     queues = [moto.create_queue(named("crash")), moto.create_queue(named("crash.fifo"))]
@@ -111,7 +111,7 @@ async def test_every_item_is_an_event_once_over_many_crashes(
 
 @pytest.mark.parametrize("name", ["crash", "crash.fifo"])
 async def test_a_crash_between_storing_and_deleting_publishes_nothing_again(
-    moto: Moto, start_daemon: Callable[..., Daemon], tmp_path: Path, name: str
+    moto: Moto, start_daemon: StartDaemon, tmp_path: Path, name: str
 ) -> None:
     """Crash upon crash, each with an item whose deletion is under way."""
     queue = moto.create_queue(named(name))

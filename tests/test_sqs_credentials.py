@@ -10,11 +10,10 @@ import pytest
 
 from aws import ACCOUNT, REGION, Moto, arn_of
 from aws_proxy import AwsProxy
-from daemon import ROOT, Daemon
+from daemon import ROOT, Daemon, StartDaemon
 from documents import sections
 from queues import new_queue, numbers, reading
 
-StartDaemon = Callable[..., Daemon]
 NOTHING = {"key": None, "secret": None}
 ACTIONS = ["GetQueueUrl", "ReceiveMessage", "DeleteMessage", "ChangeMessageVisibility"]
 

@@ -14,12 +14,11 @@ import pytest
 
 from aws import Counts, Moto
 from aws_proxy import AwsProxy, Do, Reply, refusal
-from daemon import Daemon
+from daemon import Daemon, StartDaemon
 from plugins.sqs.queue import Backoff
 from sqs import (
     OVER,
     TROUBLE,
-    StartDaemon,
     answered,
     body,
     check_no_fault,

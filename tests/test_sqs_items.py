@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ from core.errors import Refused
 from core.events.cursor import Stamps
 from core.events.event import RESERVED_KEYS, Draft, Event
 from core.http.connection import MAX_TARGET
-from daemon import Daemon
+from daemon import Daemon, StartDaemon
 from plugins.sqs.items import Item, Terms, draft_of
 from queues import backlog, new_queue, nothing_else_on, numbers, reading
 
-StartDaemon = Callable[..., Daemon]
 SECRET = "hunter2"
 MOST, LONGEST = 20_000, 30_000  # bytes: of a payload, of an event's line
 TERMS = Terms(MOST, LONGEST, unwrap_sns=False, forbidden=frozenset({"deploy"}))

@@ -4,19 +4,18 @@ import asyncio
 import json
 import signal
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from aws import Moto
 from aws_proxy import AwsProxy, Do, Reply, refusal
-from daemon import Daemon
+from daemon import StartDaemon
 from queues import backlog, new_queue, nothing_else_on, numbers, reading, restart, stored_in
+from wire import EVERYTHING
 
-StartDaemon = Callable[..., Daemon]
 STORES = ("none", "memory", "file")
-EVERYTHING = {"X-Fetch-Since": "-1"}
 # a deletion that SQS does not manage at the moment
 NOT_DELETED = Reply(
     200,
@@ -108,7 +107,7 @@ async def test_an_item_that_comes_again_after_a_restart_is_not_published(
     proxy.heal()
     daemon.start()
     await moto.until_empty(queue)
-    assert len((await daemon.replay("/", X_Fetch_Since="-1"))[1]) == 15
+    assert len((await daemon.replay("/", **EVERYTHING))[1]) == 15
 
 
 async def test_an_item_is_remembered_as_long_as_its_window(

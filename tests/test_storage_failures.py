@@ -16,12 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon import Daemon, merged
+from daemon import Daemon, StartDaemon, merged
 from storage import (
     CUT,
-    EVERYTHING,
     HELD,
-    StartDaemon,
     Trouble,
     all_moved_away,
     config,
@@ -49,6 +47,7 @@ from storage import (
     wal_moved_away,
     with_level,
 )
+from wire import EVERYTHING
 
 # Nothing can be written
 

@@ -28,8 +28,8 @@ from plugins.backlog.database import BacklogFile, Write
 from plugins.backlog.file import StoredBacklog
 from plugins.backlog.memory import Backlog
 from plugins.backlog.settings import BacklogConfig
+from wire import START_NS
 
-START_NS = 1_795_489_256_376_269_300
 BEGINNING = Mark(1, 0.0)
 NOTHING = dict.fromkeys(backlog_file.KINDS, 0.0)  # is too old
 

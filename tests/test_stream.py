@@ -4,14 +4,11 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable
 
 import pytest
 
-from daemon import Daemon
+from daemon import Daemon, StartDaemon
 from wire import Stream, ending
-
-StartDaemon = Callable[..., Daemon]
 
 
 async def test_event_with_more_topics_than_asked_arrives(server: Daemon) -> None:

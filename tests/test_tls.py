@@ -9,7 +9,7 @@ import re
 import signal
 import ssl
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from core.errors import StartError
 from core.http.tls import tls_context
 from core.settings import TlsConfig
-from daemon import Daemon
+from daemon import Daemon, StartDaemon
 from wire import TIMEOUT
-
-StartDaemon = Callable[..., Daemon]
 
 
 def tls_daemon(

@@ -10,6 +10,10 @@ from types import TracebackType
 from typing import Any, Self
 
 TIMEOUT = 20.0  # seconds; a guard, no test waits for it to pass
+EVERYTHING = {"X-Fetch-Since": "-1"}  # asks for all that the backlog holds
+CURSOR = "01a20b7f-d3af-74d1-a23e-780b7e8b7f37"  # such as the daemon gives
+CURSOR_PATTERN = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+START_NS = 1_795_489_256_376_269_300  # a time of day, of clocks that tests set
 PORTS = range(20_000, 32_000)  # below those that the kernel gives to outgoing connections
 
 
