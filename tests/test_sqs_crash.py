@@ -14,7 +14,7 @@ import pytest
 from aws import Moto
 from aws_proxy import AwsProxy, Do
 from daemon import StartDaemon
-from sqs import config, named
+from queues import config, new_queue
 from wire import EVERYTHING, Stream
 
 pytestmark = pytest.mark.timeout(180)  # on a machine that others use too
@@ -83,7 +83,7 @@ async def test_every_item_is_an_event_once_over_many_crashes(
     moto: Moto, start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     """Each item is in the replay and was seen by a subscriber that resumed: once, each group in order."""
-    queues = [moto.create_queue(named("crash")), moto.create_queue(named("crash.fifo"))]
+    queues = [new_queue(moto), new_queue(moto, fifo=True)]
     settings = {queue: moto.settings(queue, visibility=2, wait=1) for queue in queues}
     daemon = start_daemon(config(settings, tmp_path / "backlog.db"))
     witness, sent, dice, stop = Witness(), Sent(), random.Random(4), asyncio.Event()
@@ -109,13 +109,13 @@ async def test_every_item_is_an_event_once_over_many_crashes(
     assert len(sent) == 1 + len(GROUPS)
 
 
-@pytest.mark.parametrize("name", ["crash", "crash.fifo"])
+@pytest.mark.parametrize("fifo", [False, True])
 async def test_a_crash_between_storing_and_deleting_publishes_nothing_again(
-    moto: Moto, start_daemon: StartDaemon, tmp_path: Path, name: str
+    moto: Moto, start_daemon: StartDaemon, tmp_path: Path, fifo: bool
 ) -> None:
     """Crash upon crash, each with an item whose deletion is under way."""
-    queue = moto.create_queue(named(name))
-    group = "a" if name.endswith(".fifo") else None
+    queue = new_queue(moto, fifo=fifo)
+    group = "a" if fifo else None
     async with AwsProxy(moto.url) as proxy:
         settings = moto.settings(queue, endpoint_url=proxy.url, visibility=1, wait=1)
         daemon = start_daemon(config({"q": settings}, tmp_path / "backlog.db"))

@@ -16,7 +16,7 @@ from aws import Counts, Moto
 from aws_proxy import AwsProxy, Do, Reply, refusal
 from daemon import Daemon, StartDaemon
 from plugins.sqs.queue import Backoff
-from sqs import (
+from queues import (
     OVER,
     TROUBLE,
     answered,
@@ -25,12 +25,13 @@ from sqs import (
     check_told_once,
     config,
     lines,
-    named,
+    new_name,
+    new_queue,
     numbers,
     received,
+    replayed,
     stopped,
     until_lines,
-    until_seen,
 )
 from storage import Trouble, disk, full_disk, locked, moved_away
 from wire import free_port
@@ -69,7 +70,7 @@ async def reading(
     **settings: Any,
 ) -> AsyncIterator[Stage]:
     """One daemon, one queue, and the proxy between them."""
-    queue = queue or moto.create_queue(named("q"))
+    queue = queue or new_queue(moto)
     async with AwsProxy(moto.url) as proxy:
         settings = moto.settings(queue, **{"endpoint_url": proxy.url, "wait": 1, **settings})
         daemon = start_daemon(config({"q": settings}, storage, **(server or {})))
@@ -156,7 +157,7 @@ async def test_a_failure_is_told_once_and_tried_again_until_it_is_over(
     """
     async with contextlib.AsyncExitStack() as stack:
         proxies = {name: await stack.enter_async_context(AwsProxy(moto.url)) for name in answers}
-        queues = {name: moto.create_queue(named(name)) for name in answers}
+        queues = {name: new_queue(moto) for name in answers}
         for name, queue in queues.items():
             moto.send(queue, body(name, 0))
         settings = {
@@ -173,7 +174,7 @@ async def test_a_failure_is_told_once_and_tried_again_until_it_is_over(
         for name, (_, kind) in answers.items():
             await moto.until_empty(queues[name])
             check_told_once(daemon, name, kind)
-            assert await numbers(daemon, f"/{name}") == [0, 1, 2], name
+            assert await replayed(daemon, f"/{name}") == [0, 1, 2], name
         assert await stopped(daemon) == 0
 
 
@@ -187,7 +188,7 @@ async def test_items_that_could_not_be_deleted_are_deleted_when_they_come_again(
         await stage.send(0)
         await stage.proxy.until_asked(DELETE, 3)
         await moto.until_empty(stage.queue)
-        assert await numbers(stage.daemon, "/q") == [0]
+        assert await replayed(stage.daemon, "/q") == [0]
         check_told_once(stage.daemon, "q")
 
 
@@ -195,19 +196,19 @@ async def test_a_failing_delete_in_one_group_does_not_block_the_others(
     moto: Moto, start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     """The rest of its own group waits until the item is visible again, and comes behind it."""
-    queue = moto.create_queue(named("q.fifo"))
+    queue = new_queue(moto, fifo=True)
     async with (
         reading(moto, start_daemon, tmp_path / "backlog.db", queue=queue, visibility=5) as stage,
         stage.daemon.subscriber("/q") as stream,
     ):
         stage.proxy.on(DELETE, refusal(500, "InternalFailure"), times=1)
         await stage.send(10, group="a")
-        await until_seen(stream, [10])
+        assert await numbers(stream, 1) == [10]
         await stage.send(11, 12, group="a")
         await stage.send(20, 21, group="b")
-        await until_seen(stream, [20, 21, 11, 12])
+        assert await numbers(stream, 4) == [20, 21, 11, 12]
         await moto.until_empty(queue)
-        assert await numbers(stage.daemon, "/q") == [10, 20, 21, 11, 12]
+        assert await replayed(stage.daemon, "/q") == [10, 20, 21, 11, 12]
         check_told_once(stage.daemon, "q", "InternalFailure")
 
 
@@ -216,7 +217,7 @@ async def test_a_failing_delete_in_one_group_does_not_block_the_others(
 
 async def test_a_queue_that_is_made_later_or_anew_is_read(moto: Moto, start_daemon: StartDaemon) -> None:
     """By its name: it is not there at the start, is made, deleted, and made again."""
-    queue = named("q")
+    queue = new_name()
     async with AwsProxy(moto.url) as proxy:
         settings = moto.settings(queue, endpoint_url=proxy.url, wait=1)
         daemon = start_daemon(config({"q": settings}))
@@ -232,7 +233,7 @@ async def test_a_queue_that_is_made_later_or_anew_is_read(moto: Moto, start_daem
                 assert len(lines(daemon, OVER, "q")) == life - 1
                 await asyncio.to_thread(moto.create_queue, queue)
                 await asyncio.to_thread(moto.send_many, queue, [body("q", life), body("q", -life)])
-                await until_seen(stream, [life, -life])
+                assert await numbers(stream, 2) == [life, -life]
                 await until_lines(daemon, OVER, "q", life)
                 await moto.until_empty(queue)
         assert await stopped(daemon) == 0
@@ -251,7 +252,7 @@ async def test_an_aws_that_goes_and_comes_again(own_moto: Moto, start_daemon: St
             await until_lines(daemon, TROUBLE, "q", len(kinds) * (life + 1))
             own_moto.create_queue("q")
             await asyncio.to_thread(own_moto.send, "q", body("q", life))
-            await until_seen(stream, [life])
+            assert await numbers(stream, 1) == [life]
             await until_lines(daemon, OVER, "q", life + 1)
             await own_moto.until_empty("q")
             await asyncio.to_thread(own_moto.stop)
@@ -266,7 +267,7 @@ async def test_one_queues_trouble_is_no_other_ones(
     moto: Moto, start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     """One hangs until its time is over, one is refused: a third, publishers and subscribers are served."""
-    queues = {name: moto.create_queue(named(name)) for name in ("hanging", "refused", "good")}
+    queues = {name: new_queue(moto) for name in ("hanging", "refused", "good")}
     async with AwsProxy(moto.url) as proxy, AwsProxy(moto.url) as good:
         proxy.on(None, Do.HANG)
         settings = {
@@ -282,16 +283,16 @@ async def test_one_queues_trouble_is_no_other_ones(
                 await asyncio.to_thread(
                     moto.send_many, queues["good"], [body("good", n), body("good", n + 1)]
                 )
-                await until_seen(stream, [n, n + 1])
+                assert await numbers(stream, 2) == [n, n + 1]
                 assert (await daemon.put("/good", {"n": n + 2})).status == 202
-                await until_seen(stream, [n + 2])
+                assert await numbers(stream, 1) == [n + 2]
         assert not lines(daemon, TROUBLE, "good")
         await asyncio.to_thread(moto.send, queues["hanging"], body("hanging", 0))
         assert proxy.hanging == 1  # still the first one, or its successor
         proxy.heal()
         await until_lines(daemon, OVER, "hanging")
         await moto.until_empty(queues["hanging"])
-        assert await numbers(daemon, "/hanging") == [0]
+        assert await replayed(daemon, "/hanging") == [0]
         check_told_once(daemon, "hanging", "ReadTimeoutError")
         assert len(lines(daemon, TROUBLE, "refused")) == 1
         assert await stopped(daemon) == 0
@@ -312,7 +313,7 @@ def test_pauses_grow_up_to_a_minute_and_begin_anew_after_success() -> None:
 
 async def test_what_fails_is_not_asked_for_without_end(moto: Moto, start_daemon: StartDaemon) -> None:
     """While another queue publishes items one by one, a refused one is asked a few times only."""
-    queues = {name: moto.create_queue(named(name)) for name in ("refused", "good")}
+    queues = {name: new_queue(moto) for name in ("refused", "good")}
     async with AwsProxy(moto.url) as proxy:
         proxy.on(None, refusal(403, "AccessDenied"))
         settings = {
@@ -323,7 +324,7 @@ async def test_what_fails_is_not_asked_for_without_end(moto: Moto, start_daemon:
         async with daemon.subscriber("/good") as stream:
             for n in range(50):
                 await asyncio.to_thread(moto.send, queues["good"], body("good", n))
-                await until_seen(stream, [n])
+                assert await numbers(stream, 1) == [n]
         assert len(proxy.operations) <= 10
         assert await stopped(daemon) == 0
 
@@ -336,7 +337,7 @@ def open_files(daemon: Daemon) -> int:
 async def test_connections_that_are_cut_leave_nothing_open(moto: Moto, start_daemon: StartDaemon) -> None:
     """Those of ten queues, again and again: the daemon has as many files open as before."""
     names = [f"q{number}" for number in range(10)]
-    queues = {name: moto.create_queue(named(name)) for name in names}
+    queues = {name: new_queue(moto) for name in names}
     async with AwsProxy(moto.url) as proxy:
         proxy.on(RECEIVE, Do.HANG)
         settings = {name: moto.settings(queues[name], endpoint_url=proxy.url) for name in names}
@@ -372,8 +373,8 @@ async def test_items_stay_hidden_in_the_queue_while_nothing_can_be_stored(
     moto: Moto, start_daemon: StartDaemon, storage: Path, trouble: Trouble
 ) -> None:
     """None is deleted, none gets to the dead letters, one line says so; then each is an event once."""
-    dead = moto.create_queue(named("dead"))
-    queue = moto.create_queue(named("q"), dead_letters=dead, max_receives=2)
+    dead = new_queue(moto)
+    queue = new_queue(moto, dead_letters=dead, max_receives=2)
     async with reading(moto, start_daemon, storage, queue=queue, visibility=1) as stage:
         await stage.send(0)
         await moto.until_empty(queue)
@@ -389,7 +390,7 @@ async def test_items_stay_hidden_in_the_queue_while_nothing_can_be_stored(
             seen = [(await stream.event())["n"] for _ in range(10)]
         await moto.until_empty(queue)
         assert sorted(seen) == list(range(1, 11))
-        assert await numbers(stage.daemon, "/q") == [0, *seen]
+        assert await replayed(stage.daemon, "/q") == [0, *seen]
         assert moto.counts(dead) == Counts(0, 0)
         await until_lines(stage.daemon, OVER, "q")
         check_told_once(stage.daemon, "q", "could not be stored")
@@ -431,7 +432,7 @@ async def test_an_item_that_is_given_out_twice_is_published_once(
 ) -> None:
     """While its event is being stored, which a lock delays: SQS may do that, also of itself."""
     storage = tmp_path / "backlog.db"
-    queue = moto.create_queue(named("q"))
+    queue = new_queue(moto)
     moto.send(queue, body("q", 0))
     items = received(moto, queue, VisibilityTimeout=0) + received(moto, queue, VisibilityTimeout=LONG)
     batch, times = (2, 1) if at_once == "in one answer" else (1, 3)
@@ -445,7 +446,7 @@ async def test_an_item_that_is_given_out_twice_is_published_once(
             proxy.on(RECEIVE, answered({"Messages": items[-batch:]}), times=times)
             await proxy.until_asked(RECEIVE, 1 + times)
         await moto.until_empty(queue)
-        assert await numbers(daemon, "/q") == [0]
+        assert await replayed(daemon, "/q") == [0]
         assert await stopped(daemon) == 0
 
 
@@ -456,7 +457,7 @@ async def test_a_stop_ends_the_waiting_for_items(moto: Moto, start_daemon: Start
     """It leaves, with status 0, a request that would wait for 20 s."""
     async with AwsProxy(moto.url) as proxy:
         proxy.on(RECEIVE, Do.HANG)
-        settings = moto.settings(moto.create_queue(named("q")), endpoint_url=proxy.url, wait=20)
+        settings = moto.settings(new_queue(moto), endpoint_url=proxy.url, wait=20)
         daemon = start_daemon(config({"q": settings}, drain_timeout=LONG))
         await proxy.until_hanging()
         assert await stopped(daemon) == 0
@@ -505,7 +506,7 @@ async def test_a_stop_stores_and_deletes_what_was_read(
         assert await asyncio.to_thread(stage.daemon.wait) == 0
         assert moto.counts(stage.queue) == Counts(0, 0)
         stage.daemon.start()
-        assert sorted(await numbers(stage.daemon, "/q")) == [0, 1, 2]
+        assert sorted(await replayed(stage.daemon, "/q")) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("moment", ["between two tries", "during a try"])
@@ -527,13 +528,13 @@ async def test_a_stop_gives_back_what_cannot_be_stored(
         assert moto.counts(stage.queue) == Counts(3, 0)
         stage.daemon.start()
         await moto.until_empty(stage.queue)
-        assert (await numbers(stage.daemon, "/q"))[0] == 0
-        assert sorted(await numbers(stage.daemon, "/q")) == [0, 1, 2, 3]
+        assert (await replayed(stage.daemon, "/q"))[0] == 0
+        assert sorted(await replayed(stage.daemon, "/q")) == [0, 1, 2, 3]
 
 
 async def test_a_stop_comes_through_while_something_fails(moto: Moto, start_daemon: StartDaemon) -> None:
     """One reader of the queue has failed, and waits for another one's deletion: the stop is not forgotten."""
-    queue = moto.create_queue(named("q"))
+    queue = new_queue(moto)
     moto.send_many(queue, [body("q", 0), body("q", 1)])
     async with AwsProxy(moto.url) as proxy:
         proxy.on(DELETE, Do.HOLD)
@@ -578,4 +579,4 @@ async def test_a_backlog_of_an_earlier_version_gets_its_table_of_items(
         stage.daemon.start()
         await stage.send(2)
         await moto.until_empty(stage.queue)
-        assert await numbers(stage.daemon, "/q") == [0, 1, 2]
+        assert await replayed(stage.daemon, "/q") == [0, 1, 2]
