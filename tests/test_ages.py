@@ -1,6 +1,5 @@
 """A clock that is set, forward or back and by years, makes no event leave the backlog, nor stay for ever."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,15 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.events.cursor import Mark, Stamps
+from core.events.cursor import Stamps
 from core.events.event import Event
 from core.events.topics import publish_path
-from core.settings import ServerConfig
 from plugins.backlog import file as backlog_storage
-from plugins.backlog.file import StoredBacklog
 from plugins.backlog.memory import Backlog
 from plugins.backlog.settings import BacklogConfig
-from test_stores import Delivered
+from stores import Delivered, running
 
 YEAR = 365.25 * 86_400
 MAX_AGE = 1000
@@ -52,10 +49,10 @@ class World:
 class Life:
     """A store in a world."""
 
-    def __init__(self, world: World, store: Backlog) -> None:
+    def __init__(self, world: World, store: Backlog, stamps: Stamps) -> None:
         self.world = world
         self.store = store
-        self.stamps = world.stamps()
+        self.stamps = stamps
 
     async def publish(self, count: int = 1) -> list[int]:
         """Publish events, a public and a private one each time; the positions."""
@@ -84,23 +81,10 @@ async def living(world: World, directory: Path | None) -> AsyncIterator[Life]:
     config = BacklogConfig(size=1000, max_age=MAX_AGE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backlog_storage, "this_boot", lambda: world.boot)
-        store = (
-            StoredBacklog(
-                config, ServerConfig(), directory / "backlog.db", Delivered(), lambda: world.since_boot
-            )
-            if directory
-            else Backlog(config, Delivered(), lambda: world.since_boot)
-        )
-        life = Life(world, store)
-        now = life.stamps.next()
-        life.stamps.go_on_after(await store.open(Mark(now.position, now.timestamp)))
-        running = asyncio.create_task(store.run())
-        try:
-            yield life
-        finally:
-            running.cancel()
-            await asyncio.wait([running])
-            await store.stop()
+        path = directory / "backlog.db" if directory else None
+        stamps = world.stamps()
+        async with running(config, path, Delivered(), stamps, lambda: world.since_boot) as store:
+            yield Life(world, store, stamps)
 
 
 @STORES

@@ -28,6 +28,7 @@ from plugins.backlog.database import BacklogFile, Write
 from plugins.backlog.file import StoredBacklog
 from plugins.backlog.memory import Backlog
 from plugins.backlog.settings import BacklogConfig
+from stores import Delivered, running
 from wire import START_NS
 
 BEGINNING = Mark(1, 0.0)
@@ -52,11 +53,11 @@ class Clock:
 class Life:
     """A store, and its publisher."""
 
-    def __init__(self, store: Backlog, clock: Clock) -> None:
+    def __init__(self, store: Backlog, clock: Clock, stamps: Stamps, delivered: Delivered) -> None:
         self.store = store
         self.clock = clock
-        self.stamps = Stamps(clock, clock)
-        self.delivered: list[Event] = []
+        self.stamps = stamps
+        self.delivered = delivered
 
     async def publish(self, *paths: str) -> list[Event]:
         """Publish an event on each path, in one batch."""
@@ -81,42 +82,17 @@ class Life:
         return await self.store.place(asked, Mark(stamp.position, stamp.timestamp), private=private)
 
 
-class Delivered(list[Event]):
-    """In the place of the fan-out."""
-
-    has_room = True
-    deliver = list[Event].append
-
-    async def room(self) -> None:
-        """There is."""
-
-
 @contextlib.asynccontextmanager
 async def living(
     directory: str | None, size: int, max_age: float = 0, memory: int = 1000
 ) -> AsyncIterator[Life]:
     """A store in a file in that directory, or in memory."""
-    clock = Clock()
-    delivered = Delivered()
-    config = BacklogConfig(
-        size=size, max_age=max_age, storage=f"{directory}/backlog.db" if directory else None, memory=memory
-    )
-    store = (
-        StoredBacklog(config, ServerConfig(), Path(f"{directory}/backlog.db"), delivered, clock.seconds)
-        if directory
-        else Backlog(config, delivered, clock.seconds)
-    )
-    life = Life(store, clock)
-    life.delivered = delivered
-    first = life.stamps.next()
-    life.stamps.go_on_after(await store.open(Mark(first.position, first.timestamp)))
-    running = asyncio.create_task(store.run())
-    try:
-        yield life
-    finally:
-        running.cancel()
-        await asyncio.wait([running])
-        await store.stop()
+    clock, delivered = Clock(), Delivered()
+    path = f"{directory}/backlog.db" if directory else None
+    config = BacklogConfig(size=size, max_age=max_age, storage=path, memory=memory)
+    stamps = Stamps(clock, clock)
+    async with running(config, Path(path) if path else None, delivered, stamps, clock.seconds) as store:
+        yield Life(store, clock, stamps, delivered)
 
 
 BATCHES = st.lists(

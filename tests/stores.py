@@ -1,0 +1,48 @@
+"""A store that lives on its own, without a daemon, by clocks that a test sets."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from core.events.cursor import Mark, Stamps
+from core.events.event import Event
+from core.settings import ServerConfig
+from plugins.backlog.file import StoredBacklog
+from plugins.backlog.memory import Backlog
+from plugins.backlog.settings import BacklogConfig
+
+
+class Delivered(list[Event]):
+    """In the place of the fan-out."""
+
+    has_room = True
+    deliver = list[Event].append
+
+    async def room(self) -> None:
+        """There is."""
+
+
+@contextlib.asynccontextmanager
+async def running(
+    config: BacklogConfig,
+    path: Path | None,
+    delivered: Delivered,
+    stamps: Stamps,
+    seconds: Callable[[], float],
+) -> AsyncIterator[Backlog]:
+    """A store in that file, or in memory, which has started. seconds: the clock that its events age by."""
+    store = (
+        StoredBacklog(config, ServerConfig(), path, delivered, seconds)
+        if path
+        else Backlog(config, delivered, seconds)
+    )
+    now = stamps.next()
+    stamps.go_on_after(await store.open(Mark(now.position, now.timestamp)))
+    task = asyncio.create_task(store.run())
+    try:
+        yield store
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        await store.stop()
