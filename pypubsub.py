@@ -57,7 +57,6 @@ from plugins.acl.users import read_users
 
 log = logging.getLogger("pypubsub")
 
-STREAM_TYPE = "application/vnd.pypubsub-stream"
 MOST_GROWTH = 100  # times max_payload_size that a batch's lines may have, which all hold its path
 MOST_QUERY_KEYS = 64
 END_OF_INPUT = 0.01  # seconds until nc -N, into which requests are piped, has closed its side
@@ -82,7 +81,6 @@ class Server:
             self._fanout,
             self._store,
             asyncio.Lock(),
-            ping_line,
             config.server.ping_interval,
             shared_parts(),
         )
@@ -196,7 +194,7 @@ class Server:
     async def _ping(self) -> None:
         while True:
             await asyncio.sleep(self.config.server.ping_interval / PING_TURNS)
-            self._fanout.ping(ping_line())
+            self._fanout.ping(time.time())
             self.intake.watch_clock()
 
     async def _drop_stalled(self) -> None:
@@ -356,7 +354,7 @@ class Server:
             await asyncio.sleep(END_OF_INPUT)
         now, placement = await self._place(asked, login)
         # without a backlog nothing suspends from the stamp to join(): no event is missed in between
-        response = self._stream_head(request, now, placement)
+        response = self._stream_head(request, wire, now, placement)
         writer = await response.prepare(request)
         if writer is None or request.transport is None:
             raise ConnectionError("the client left before its stream began")
@@ -370,10 +368,12 @@ class Server:
         # svnpubsub's clients do not say who they are
         return wire_form(http_1_0=http_1_0, nul_terminated=oldschool or (http_1_0 and not user_agent))
 
-    def _stream_head(self, request: web.BaseRequest, now: Stamp, placement: Placement) -> web.StreamResponse:
+    def _stream_head(
+        self, request: web.BaseRequest, wire: Wire, now: Stamp, placement: Placement
+    ) -> web.StreamResponse:
         headers = self._answers.head(request) | {
             "X-Subscribers": str(len(self._fanout) + 1),
-            "Content-Type": STREAM_TYPE,
+            "Content-Type": wire.content_type,
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",
             "X-Cursor": now.cursor,
@@ -537,11 +537,6 @@ def leave_at_once(number: signal.Signals) -> None:
     log.warning("%s again: leaving at once", number.name)
     logs.write_last_lines()
     os._exit(1)
-
-
-def ping_line() -> bytes:
-    """An object with the one key by which every client tells a ping from an event."""
-    return b'{"stillalive": %a}\n' % time.time()  # as json.dumps() writes it, in a fifth of the time
 
 
 # The command line

@@ -18,7 +18,7 @@ from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights
 from core.delivery.catch_up import Follower, Surroundings, shared_parts
 from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
-from core.delivery.wire import bare
+from core.delivery.wire import BARE
 from core.events.recent import Line
 from core.events.replay import Placement
 from core.events.store import Page
@@ -429,13 +429,13 @@ async def test_rights_that_go_in_the_middle_of_a_replay_end_there() -> None:
     store = Pages(fanout)
     transport = writing.transport
     assert isinstance(transport, asyncio.Transport)
-    store.reader = Subscriber("", EVERYTHING, bare, transport, Unhindered(), writing.drain, 1000)
+    store.reader = Subscriber("", EVERYTHING, BARE, transport, Unhindered(), writing.drain, 1000)
     store.reader.rights = Rights(frozenset({EVERY_EVENT}))
     fanout.add(store.reader)
-    surroundings = Surroundings(fanout, store, asyncio.Lock(), lambda: b"ping\n", 60.0, shared_parts())
+    surroundings = Surroundings(fanout, store, asyncio.Lock(), 60.0, shared_parts(), lambda: 0.0)
     follower = Follower(store.reader, 3, surroundings)
     following = asyncio.create_task(follower.follow(Placement(0, "complete")))
-    assert [await reader.readline() for _ in range(2)] == [b'{"n": 1}\n', b"ping\n"]
+    assert [await reader.readline() for _ in range(2)] == [b'{"n": 1}\n', b'{"stillalive": 0.0}\n']
     following.cancel()
     reading.close()
     writing.close()

@@ -11,14 +11,15 @@ from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights
 from core.delivery import fanout
 from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
-from core.delivery.wire import bare, chunked
+from core.delivery.wire import BARE, CHUNKED
 from core.events.cursor import Stamps
 from core.events.event import Event, parse_payload
 from core.events.topics import parse_publish_path, parse_subscription
 
 PATHS = ["/", "/a", "/b", "/a,b", "/a/b", "/private/b"]
 EVENTS = ["/a", "/b", "/a/b", "/c", "/private/a", "/private/a/b", "/private"]
-PING = b"ping\n"
+NOW = 0.0  # Unix seconds
+PING = b'{"stillalive": 0.0}\n'  # of that time
 SEGMENTS = [frozenset({"a"}), frozenset({"b"}), frozenset({"a", "b"}), EVERY_EVENT]
 
 
@@ -34,7 +35,7 @@ class Recorder:
         self.rights = rights
         self.has_unread = False
         self.subscription = parse_subscription(path)
-        self.wire = bare if http_1_0 else chunked
+        self.wire = BARE if http_1_0 else CHUNKED
         self.sent = b""
         self.expected = b""
         self.writes = 0
@@ -62,7 +63,7 @@ class Recorder:
     @property
     def events(self) -> bytes:
         """What it was sent, without pings, none of which may have overtaken an event."""
-        *before_pings, rest = self.sent.split(self.wire(PING))
+        *before_pings, rest = self.sent.split(self.wire.ping(NOW))
         place = 0
         assert len(before_pings) <= len(self.pings_due)
         for due, events in zip(self.pings_due, before_pings, strict=False):
@@ -75,7 +76,7 @@ class Recorder:
         wanted = any(batch <= event.path.all_topics for batch in self.subscription)
         topics = frozenset(event.path.topics)
         if wanted and (not event.path.private or any(segment <= topics for segment in self.rights.sees)):
-            self.expected += self.wire(event.line)
+            self.expected += self.wire.event(event.line)
 
 
 def enter(subject: Fanout, recorder: Recorder) -> None:
@@ -128,7 +129,7 @@ async def test_each_event_once_in_order_while_others_come_and_go(
         elif action < 0.85 and present:
             subject.change_rights(cast(Subscriber, dice.choice(present)), some_rights(dice))
         elif action < 0.9:
-            subject.ping(PING)
+            subject.ping(NOW)
             pings += 1
             expect_ping([recorder for recorder in present if recorder.ping_turn == pings % 2])
         else:
@@ -155,7 +156,7 @@ async def test_who_falls_behind_after_its_rights_changed_goes_on_from_its_place(
     subject.join(cast(Subscriber, recorder), 5)
     subject.change_rights(cast(Subscriber, recorder), Rights(frozenset({EVERY_EVENT})))
     recorder.full = True
-    subject.ping(b"ping\n")
+    subject.ping(NOW)
     subject.flush()
     assert recorder.behind_after == 5
     event = an_event(stamps, "/private/a")
@@ -204,13 +205,13 @@ async def test_who_falls_behind_goes_on_from_its_place(monkeypatch: pytest.Monke
     recorder.full = True
     subject.add(cast(Subscriber, recorder))
     subject.join(cast(Subscriber, recorder), 5)
-    subject.ping(b"ping\n")
+    subject.ping(NOW)
     subject.flush()
     assert recorder.behind_after == 5
     subject.join(cast(Subscriber, recorder), 5)
     event = an_event(stamps, "/a")
     subject.deliver(event)
-    subject.ping(b"ping\n")
+    subject.ping(NOW)
     subject.flush()
     assert recorder.behind_after == event.stamp.position
     assert len(subject) == 1
@@ -307,9 +308,9 @@ async def test_who_changes_its_channel_keeps_its_turn_for_pings() -> None:
     for turn in range(fanout.PING_TURNS):
         changed = Rights(frozenset({EVERY_EVENT})) if turn % 2 else NO_RIGHTS
         subject.change_rights(cast(Subscriber, recorder), changed)
-        subject.ping(PING)
+        subject.ping(NOW)
         subject.flush()
-    assert recorder.sent == chunked(PING)
+    assert recorder.sent == CHUNKED.ping(NOW)
 
 
 async def test_a_ping_comes_behind_the_events_also_to_who_has_just_joined(
@@ -323,10 +324,10 @@ async def test_a_ping_comes_behind_the_events_also_to_who_has_just_joined(
     enter(subject, here)
     subject.deliver(event)
     enter(subject, newcomer)
-    subject.ping(PING)
+    subject.ping(NOW)
     subject.flush()
-    assert here.sent == chunked(event.line) + chunked(PING)
-    assert newcomer.sent == chunked(PING)
+    assert here.sent == CHUNKED.event(event.line) + CHUNKED.ping(NOW)
+    assert newcomer.sent == CHUNKED.ping(NOW)
 
 
 async def test_pings_are_spread_over_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +338,7 @@ async def test_pings_are_spread_over_the_interval(monkeypatch: pytest.MonkeyPatc
     for recorder in crowd:
         enter(subject, recorder)
     for turn in range(1, fanout.PING_TURNS + 1):
-        subject.ping(PING)
+        subject.ping(NOW)
         subject.flush()
         assert sum(recorder.writes for recorder in crowd) == 7 * turn
     assert {recorder.writes for recorder in crowd} == {1}

@@ -11,7 +11,7 @@ from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights, is_for
 from core.delivery.catch_up import Follower, Surroundings, shared_parts
 from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
-from core.delivery.wire import Wire, bare, chunked
+from core.delivery.wire import BARE, CHUNKED, JsonLines, Wire
 from core.events.recent import Line
 from core.events.replay import Placement
 from core.events.store import Page
@@ -23,7 +23,7 @@ from plugins.backlog.unstored import Unstored
 PATHS = ["/a", "/b", "/a/b", "/private/a", "/private/b/c"]
 EVENTS = 100
 PER_PAGE = 10
-PING = b"ping\n"
+PING = b'{"stillalive": 0.0}\n'
 
 
 class Pages(Unstored):
@@ -51,9 +51,10 @@ class Pages(Unstored):
         """What somebody is to get of it, with a ping where the replay ends."""
         wanted = [line for line in self.lines if is_for(publish_path(line.path), subscription, rights)]
         replay, live = (
-            [wire(line.line) for line in wanted if (line.position > head) is live] for live in (False, True)
+            [wire.event(line.line) for line in wanted if (line.position > head) is live]
+            for live in (False, True)
         )
-        return b"".join([*replay, wire(PING), *live])
+        return b"".join([*replay, wire.event(PING), *live])
 
 
 class Crowd:
@@ -63,7 +64,7 @@ class Crowd:
         self.fanout = Fanout(backlog=True)
         self.store = Pages(self.fanout)
         self._surroundings = Surroundings(
-            self.fanout, self.store, asyncio.Lock(), lambda: PING, 60.0, shared_parts()
+            self.fanout, self.store, asyncio.Lock(), 60.0, shared_parts(), lambda: 0.0
         )
         self._streams: list[tuple[Stream, asyncio.StreamWriter]] = []
 
@@ -106,16 +107,20 @@ async def test_a_crowd_has_each_page_made_once() -> None:
     """Though all of them come at the same moment."""
     made = 0
 
-    def wire(line: bytes) -> bytes:
-        nonlocal made
-        made += line != PING
-        return line
+    class Counted(JsonLines):
+        """A form that counts the events it makes."""
 
+        def event(self, line: bytes) -> bytes:
+            nonlocal made
+            made += line != PING
+            return super().event(line)
+
+    wire = Counted(chunks=False)
     subscription, rights = parse_subscription("/a"), Rights(frozenset({EVERY_EVENT}))
     async with crowd() as here:
         readers = [await here.follow(subscription, rights, wire) for _ in range(50)]
         streams = [await reader.readuntil(PING) for _, reader in readers]
-    assert set(streams) == {here.store.stream(subscription, rights, bare, EVENTS)}
+    assert set(streams) == {here.store.stream(subscription, rights, BARE, EVENTS)}
     assert made == streams[0].count(b"\n") - 1
 
 
@@ -127,7 +132,7 @@ async def test_everybody_gets_their_own() -> None:
         followers = []
         for _ in range(60):
             subscription = parse_subscription(dice.choice(["/", "/a", "/b", "/a,b", "/private"]))
-            wire, may_see = dice.choice([bare, chunked]), dice.choice(rights)
+            wire, may_see = dice.choice([BARE, CHUNKED]), dice.choice(rights)
             head = dice.choice([EVENTS, EVENTS, PER_PAGE, 35])
             _, reader = await here.follow(subscription, may_see, wire, head)
             followers.append((reader, here.store.stream(subscription, may_see, wire, head)))
@@ -140,8 +145,8 @@ async def test_rights_that_come_while_a_page_is_read_are_not_taken_for_those_it_
     all_rights = Rights(frozenset({EVERY_EVENT}))
     subscription = parse_subscription("/")
     async with crowd() as here:
-        first, _ = await here.follow(subscription, NO_RIGHTS, bare)
+        first, _ = await here.follow(subscription, NO_RIGHTS, BARE)
         here.store.reading = lambda: setattr(first, "rights", all_rights)
-        _, reader = await here.follow(subscription, all_rights, bare)
-        expected = here.store.stream(subscription, all_rights, bare, EVENTS)
+        _, reader = await here.follow(subscription, all_rights, BARE)
+        expected = here.store.stream(subscription, all_rights, BARE, EVENTS)
         assert await reader.readexactly(len(expected)) == expected

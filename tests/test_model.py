@@ -31,7 +31,7 @@ from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights, is_for
 from core.delivery.catch_up import Follower, Surroundings
 from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
-from core.delivery.wire import bare
+from core.delivery.wire import BARE
 from core.events import intake as intake_module
 from core.events import store as store_module
 from core.events.cursor import TICKS_PER_SECOND, Mark, Stamps, position_of, stamp_at
@@ -63,7 +63,7 @@ RIGHTS = [
     Rights(frozenset({EVERY_EVENT})),
 ]
 HOW = ["any", "any", "public", "last", "the same", "the same", "since", "all", "live", "never heard of"]
-PING = b"ping\n"
+PING = b'{"stillalive": 0.0}\n'
 NO_LIMITS = Connections(1, 0, 0, Networks([]))
 BUFFER = 3000  # bytes that may wait for a reader
 FILLINGS = (0, 0, 1500)  # bytes, of which a few events fill a socket
@@ -265,9 +265,9 @@ class Machine(RuleBasedStateMachine):
             self.fanout,
             self.store,
             self.on_loop(asyncio.Lock),
-            lambda: PING,
             3600.0,
             Expiring(1.0, 16, lambda: self.now_ns / 1e9),
+            lambda: 0.0,
         )
         self.turns(3)
 
@@ -523,7 +523,7 @@ class Machine(RuleBasedStateMachine):
         reader.must_be_complete = self.must_be_complete(reader)
         stream = Stream(NO_LIMITS, None, "closed", writing_paused=False)
         transport, _ = await self.loop.connect_accepted_socket(lambda: stream, reader.served)
-        subscriber = Subscriber("", reader.subscription, bare, transport, stream, stream.drain, BUFFER)
+        subscriber = Subscriber("", reader.subscription, BARE, transport, stream, stream.drain, BUFFER)
         subscriber.rights = rights
         self.fanout.add(subscriber)
         reader.subscriber = subscriber

@@ -17,7 +17,7 @@ import pytest
 from core.delivery.catch_up import Follower, Surroundings, shared_parts
 from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
-from core.delivery.wire import bare
+from core.delivery.wire import BARE
 from core.events.cursor import Mark, Stamps
 from core.events.intake import Intake
 from core.events.replay import ReplayRequest
@@ -30,7 +30,7 @@ from plugins.backlog.memory import Backlog
 from plugins.backlog.settings import BacklogConfig
 from test_model import NO_LIMITS, Thread
 
-PING = b"ping\n"
+PING = b'{"stillalive": 0.0}\n'
 
 
 class World:
@@ -91,10 +91,10 @@ class World:
             stream = Stream(NO_LIMITS, None, "closed", writing_paused=False)
             loop = asyncio.get_running_loop()
             transport, _ = await loop.connect_accepted_socket(lambda: stream, here)
-            subscriber = Subscriber("", EVERYTHING, bare, transport, stream, stream.drain, 2**20)
+            subscriber = Subscriber("", EVERYTHING, BARE, transport, stream, stream.drain, 2**20)
             self.fanout.add(subscriber)
             surroundings = Surroundings(
-                self.fanout, self.store, asyncio.Lock(), lambda: PING, 60.0, shared_parts()
+                self.fanout, self.store, asyncio.Lock(), 60.0, shared_parts(), lambda: 0.0
             )
             stream.serve(Follower(subscriber, now.position, surroundings).begin(placement))
             steps.append("has joined" if subscriber.ping_turn is not None else "reads")
@@ -114,7 +114,7 @@ class World:
                 received += there.recv(10_000)
         await task
         there.close()
-        return [*steps, f"gets {received.count(b'{')} events"]
+        return [*steps, f"gets {received.removesuffix(PING).count(b'{')} events"]
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ import pytest
 
 from core.delivery import subscriber as subscriber_module
 from core.delivery.subscriber import Subscriber
-from core.delivery.wire import bare
+from core.delivery.wire import BARE, JsonLines, Wire
 from core.events.topics import EVERYTHING
 
 
@@ -89,10 +89,10 @@ class Flow:
 
 
 @contextlib.asynccontextmanager
-async def serving(transport: Transport, limit: int) -> AsyncIterator[Subscriber]:
+async def serving(transport: Transport, limit: int, wire: Wire = BARE) -> AsyncIterator[Subscriber]:
     """A subscriber on a transport, serving itself."""
     subscriber = Subscriber(
-        "reader", EVERYTHING, bare, cast(asyncio.Transport, transport), transport, transport.drain, limit
+        "reader", EVERYTHING, wire, cast(asyncio.Transport, transport), transport, transport.drain, limit
     )
     task = asyncio.create_task(subscriber.serve())
     try:
@@ -258,6 +258,35 @@ async def test_finishing_closes_after_all_is_sent(waiting: bool) -> None:
         assert transport.taken == b"abc"
 
 
+class Ended(JsonLines):
+    """A form whose streams end with something."""
+
+    def end(self) -> bytes:
+        """What ends them."""
+        return b"."
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+async def test_a_form_may_end_its_streams_with_something(waiting: bool) -> None:
+    """Behind everything else, once; a stream that is cut off ends without it."""
+    transport = Transport()
+    async with serving(transport, limit=100, wire=Ended(chunks=False)) as subscriber:
+        transport.take(0 if waiting else 100)
+        subscriber.send(b"abc")
+        subscriber.finish("the end")
+        subscriber.send(b"d")
+        transport.take(100)
+        await turns()
+        assert transport.closed
+        assert transport.taken == b"abc."
+    transport = Transport()
+    async with serving(transport, limit=100, wire=Ended(chunks=False)) as subscriber:
+        transport.take(3)
+        subscriber.send(b"abc")
+        subscriber.drop("the end")
+        assert transport.taken == b"abc"
+
+
 async def test_over_tcp_everything_comes_once_and_in_order() -> None:
     """Sent past the transport while it holds nothing, through it while it does."""
     arrived: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
@@ -268,7 +297,7 @@ async def test_over_tcp_everything_comes_once_and_in_order() -> None:
         connection = cast(asyncio.Transport, serving_end.transport)
         protocol = connection.get_protocol()
         subscriber = Subscriber(
-            "reader", EVERYTHING, bare, connection, Flow(protocol), serving_end.drain, 2**30
+            "reader", EVERYTHING, BARE, connection, Flow(protocol), serving_end.drain, 2**30
         )
         task = asyncio.create_task(subscriber.serve())
         expected = b""

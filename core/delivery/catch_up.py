@@ -8,6 +8,7 @@ same turn of the event loop it joins the fan-out, so that each event comes once.
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Coroutine
 from typing import NamedTuple, NoReturn
 
@@ -48,9 +49,9 @@ class Surroundings(NamedTuple):
     fanout: Fanout
     store: Store
     turn: asyncio.Lock  # to send a page: one in a turn of the loop, however many subscribers read the backlog
-    ping_line: Callable[[], bytes]  # makes a ping
     ping_interval: float  # seconds
     parts: Parts
+    clock: Callable[[], float] = time.time  # Unix seconds, for pings
 
 
 class Follower:
@@ -179,7 +180,7 @@ class Follower:
         if len(self._sees) > _MOST_PATHS or self._sees_by is not self._subscriber.rights:
             self._sees.clear()
             self._sees_by = self._subscriber.rights
-        wire, sees, may_see = self._subscriber.wire, self._sees, self._subscriber.may_see
+        frame, sees, may_see = self._subscriber.wire.event, self._sees, self._subscriber.may_see
         frames = []
         for position, path, line in page.lines:
             if position > self._replay_end:
@@ -189,11 +190,11 @@ class Follower:
             if seen is None:
                 seen = sees[path] = may_see(publish_path(path))
             if seen:
-                frames.append(wire(line))
+                frames.append(frame(line))
         return frames
 
     def _ping(self) -> bytes:
-        return self._subscriber.wire(self._surroundings.ping_line())
+        return self._subscriber.wire.ping(self._surroundings.clock())
 
     def _misses(self, position: int, part: Part) -> bool:
         """Whether anything has left after a position that the subscriber does not know to be missing.

@@ -288,7 +288,7 @@ class Fanout:
         for channel in self._wanting(event.path):
             frame = frames.get(channel.wire)
             if frame is None:
-                frame = frames[channel.wire] = channel.wire(event.line)
+                frame = frames[channel.wire] = channel.wire.event(event.line)
             channel.gather(frame, event.stamp.position)
             if channel.gathered_bytes > _GATHER_BYTES:
                 self._congested.add(channel)
@@ -314,13 +314,16 @@ class Fanout:
         # the index finds candidates, their rights decide
         return [channel for channel in self._private.match(frozenset(path.topics)) if channel.may_see(path)]
 
-    def ping(self, line: bytes) -> None:
-        """Put a ping on its way to those live subscribers whose turn it is, behind the events that are."""
+    def ping(self, now: float) -> None:
+        """Put a ping on its way to those live subscribers whose turn it is, behind the events that are.
+
+        now: Unix seconds.
+        """
         self._ping_turn = (self._ping_turn + 1) % PING_TURNS
         frames: dict[Wire, bytes] = {}
         for subscriber, channel in self._pinged[self._ping_turn].items():
             if channel.wire not in frames:
-                frames[channel.wire] = channel.wire(line)
+                frames[channel.wire] = channel.wire.ping(now)
             channel.ping(subscriber, frames[channel.wire])
             if not channel.queued:
                 self._enqueue(channel)

@@ -240,11 +240,9 @@ class Subscriber:
         return now - self._progress_at >= timeout
 
     def finish(self, reason: str) -> None:
-        """End the stream once everything queued is written: the connection is closed.
-
-        The closing chunk is not sent: deployed readers reconnect after an early end, and give up after a
-        clean one.
-        """
+        """End the stream: the connection is closed once all that is queued is written, and the form's end."""
+        if end := self.wire.end():
+            self.send(end)
         self.end_reason = reason
         self.free = None
         if not self._full.done():

@@ -1,36 +1,80 @@
-"""The forms in which one line goes over the wire. A line is JSON and its newline, as bytes.
+"""The wire forms: what an event's line becomes on its way to a reader, and what a stream has beside events.
 
-A wire form is a function of a line. Clients in the field parse chunk by chunk, so a line is exactly one
+A line is JSON and its newline, as bytes. Clients in the field parse chunk by chunk, so a line is exactly one
 HTTP chunk, however many chunks one write carries.
+
+A further form is a class like Wire in a file of its own, and a line in FORMS.
 """
 
-from collections.abc import Callable
-
-Wire = Callable[[bytes], bytes]
+from typing import NamedTuple, Protocol
 
 
-def chunked(line: bytes) -> bytes:
-    """One chunk, RFC 9112 section 7.1."""
-    return b"%x\r\n%b\r\n" % (len(line), line)
+class Wire(Protocol):
+    """A wire form. There is one instance of each, and they are compared by identity.
+
+    Subscribers of the same form share their bytes (see core.delivery.fanout). So what a form makes depends
+    on its arguments alone, and is whole: whatever is made next may follow it.
+    """
+
+    content_type: str  # of a stream's head
+
+    def event(self, line: bytes) -> bytes:
+        """The frame of an event's line. Made once for all who get it."""
+
+    def ping(self, now: float) -> bytes:
+        """The frame that shows a quiet stream to be alive. now: Unix seconds."""
+
+    def end(self) -> bytes:
+        """What ends a stream that this side closes, after its last frame; b"" for nothing."""
 
 
-def bare(line: bytes) -> bytes:
-    """HTTP/1.0 knows no chunks."""
-    return line
+class JsonLines:
+    """An object on each line: an event, or a ping, which every client tells by its one key `stillalive`.
+
+    chunks: whether each line is an HTTP chunk. nul_terminated: for readers of svnpubsub's time, who wait for
+    a NUL after each object.
+    """
+
+    content_type = "application/vnd.pypubsub-stream"
+
+    def __init__(self, *, chunks: bool, nul_terminated: bool = False) -> None:
+        self._chunks = chunks
+        self._terminator = b"\0" if nul_terminated else b""
+
+    def event(self, line: bytes) -> bytes:
+        """The line, as one chunk (RFC 9112 section 7.1) where there are chunks."""
+        line += self._terminator
+        return b"%x\r\n%b\r\n" % (len(line), line) if self._chunks else line
+
+    def ping(self, now: float) -> bytes:
+        """A line that holds the time. now: Unix seconds."""
+        return self.event(b'{"stillalive": %a}\n' % now)  # as json.dumps() writes it, in a fifth of the time
+
+    def end(self) -> bytes:
+        """Nothing, not even the closing chunk: deployed readers reconnect after an early end, and give up
+        after a clean one.
+        """
+        return b""
 
 
-def chunked_nul_terminated(line: bytes) -> bytes:
-    """For readers of svnpubsub's time, who wait for a NUL after each object."""
-    return chunked(line + b"\0")
+CHUNKED = JsonLines(chunks=True)
+BARE = JsonLines(chunks=False)
+CHUNKED_NUL_TERMINATED = JsonLines(chunks=True, nul_terminated=True)
+BARE_NUL_TERMINATED = JsonLines(chunks=False, nul_terminated=True)
 
 
-def bare_nul_terminated(line: bytes) -> bytes:
-    """The same over HTTP/1.0."""
-    return line + b"\0"
+class _Form(NamedTuple):
+    over_1_1: Wire
+    over_1_0: Wire  # HTTP/1.0 knows no chunks
+
+
+FORMS = {
+    "lines": _Form(CHUNKED, BARE),
+    "nul_terminated": _Form(CHUNKED_NUL_TERMINATED, BARE_NUL_TERMINATED),
+}
 
 
 def wire_form(*, http_1_0: bool, nul_terminated: bool) -> Wire:
     """The form that a stream is written in."""
-    if http_1_0:
-        return bare_nul_terminated if nul_terminated else bare
-    return chunked_nul_terminated if nul_terminated else chunked
+    form = FORMS["nul_terminated" if nul_terminated else "lines"]
+    return form.over_1_0 if http_1_0 else form.over_1_1
