@@ -44,7 +44,8 @@ from core.events.idempotency import ask_again
 from core.events.intake import Intake, Source
 from core.events.replay import HEADERS, QUERY_KEYS, Placement, ReplayRequest, replay_request
 from core.events.store import Accepted, Store
-from core.events.topics import PublishPath, Subscription, parse_publish_path, parse_subscription
+from core.events.subscription import Subscription, parse_subscription
+from core.events.topics import PublishPath, parse_publish_path
 from core.http import listening
 from core.http.answers import ALLOWED_METHODS, Answers, happens
 from core.http.connection import HttpServer, connection_of, shown_path

@@ -11,7 +11,8 @@ An event runs through these modules in this order:
     auth/web_pages          which web pages a browser may publish for
     auth/authentication     who they are: from the header Authorization to a login
     http/plain_publish      which publishes are answered where they are read, without aiohttp's machinery
-    events/topics           a URL path -> the topics of a publish, or a Subscription
+    events/topics           a URL path -> the topics of a publish
+    events/subscription     a URL path -> what a subscriber asks for
     http/fields             header fields and query keys: their number and their names
     http/body               a body, inflated within its limit
     events/event            a payload -> an Event, with its bytes for each wire form

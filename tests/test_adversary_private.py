@@ -22,7 +22,7 @@ from core.delivery.wire import BARE
 from core.events.recent import Line
 from core.events.replay import Placement
 from core.events.store import Page
-from core.events.topics import EVERYTHING
+from core.events.subscription import EVERYTHING
 from daemon import Daemon, StartDaemon, basic
 from plugins.backlog.unstored import Unstored
 from wire import Stream

@@ -14,7 +14,8 @@ from core.delivery.subscriber import Subscriber
 from core.delivery.wire import BARE, CHUNKED
 from core.events.cursor import Stamps
 from core.events.event import Event, parse_payload
-from core.events.topics import parse_publish_path, parse_subscription
+from core.events.subscription import parse_subscription
+from core.events.topics import parse_publish_path
 
 PATHS = ["/", "/a", "/b", "/a,b", "/a/b", "/private/b"]
 EVENTS = ["/a", "/b", "/a/b", "/c", "/private/a", "/private/a/b", "/private"]
@@ -73,7 +74,7 @@ class Recorder:
 
     def expect(self, event: Event) -> None:
         """Note an event, if a plain look at subscription and rights says that it is wanted."""
-        wanted = any(batch <= event.path.all_topics for batch in self.subscription)
+        wanted = any(batch <= event.path.all_topics for batch in self.subscription.batches)
         topics = frozenset(event.path.topics)
         if wanted and (not event.path.private or any(segment <= topics for segment in self.rights.sees)):
             self.expected += self.wire.event(event.line)

@@ -15,7 +15,8 @@ from core.delivery.wire import BARE, CHUNKED, JsonLines, Wire
 from core.events.recent import Line
 from core.events.replay import Placement
 from core.events.store import Page
-from core.events.topics import Subscription, parse_subscription, publish_path
+from core.events.subscription import Subscription, parse_subscription
+from core.events.topics import publish_path
 from core.http.limits import Connections
 from core.http.stream import Stream
 from plugins.backlog.unstored import Unstored

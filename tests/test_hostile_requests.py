@@ -26,7 +26,8 @@ from core.auth.attempts import Attempts
 from core.auth.login import alike
 from core.errors import Refused
 from core.events.event import depth_of, parse_payload
-from core.events.topics import parse_publish_path, parse_subscription
+from core.events.subscription import parse_subscription
+from core.events.topics import parse_publish_path
 from core.expiring import Expiring
 from daemon import Daemon
 from hostile import Client, chunks, cost, resident

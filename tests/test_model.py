@@ -38,7 +38,8 @@ from core.events.cursor import TICKS_PER_SECOND, Mark, Stamps, position_of, stam
 from core.events.event import Event
 from core.events.intake import Intake
 from core.events.replay import ReplayRequest
-from core.events.topics import parse_subscription, publish_path
+from core.events.subscription import parse_subscription
+from core.events.topics import publish_path
 from core.expiring import Expiring
 from core.http.limits import Connections
 from core.http.stream import Stream

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights, is_for
-from core.events.topics import parse_subscription, publish_path
+from core.events.subscription import parse_subscription
+from core.events.topics import publish_path
 from daemon import Daemon, basic
 from searching import search
 

@@ -22,7 +22,8 @@ from core.events.cursor import Mark, Stamps
 from core.events.intake import Intake
 from core.events.replay import ReplayRequest
 from core.events.store import PORTION, Accepted
-from core.events.topics import EVERYTHING, publish_path
+from core.events.subscription import EVERYTHING
+from core.events.topics import publish_path
 from core.http.stream import Stream
 from core.settings import ServerConfig
 from plugins.backlog.file import StoredBacklog

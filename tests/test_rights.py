@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from core.auth.rights import MOST_FILED, Rights, is_for, private_batches
 from core.delivery.registry import Registry
-from core.events.topics import MOST_BATCHES, parse_subscription, publish_path
+from core.events.subscription import MOST_BATCHES, Subscription, parse_subscription
+from core.events.topics import publish_path
 from daemon import StartDaemon, basic
 from wire import Stream
 
@@ -120,15 +121,16 @@ def test_the_index_finds_whom_a_private_event_is_for(
     """Exactly those who ask for it and may see it, by a plain look at each of them."""
     path = publish_path("/".join(["private", *topics]))
     registry: Registry[int] = Registry()
-    for number, (subscription, sees) in enumerate(subscribers):
+    asked = [(Subscription(batches), sees) for batches, sees in subscribers]
+    for number, (subscription, sees) in enumerate(asked):
         registry.add(number, private_batches(subscription, sees))
     found = registry.match(frozenset(path.topics))
     assert found == {
         number
-        for number, (subscription, sees) in enumerate(subscribers)
+        for number, (subscription, sees) in enumerate(asked)
         if is_for(path, subscription, Rights(sees))
     }
-    for number, (subscription, sees) in enumerate(subscribers):
+    for number, (subscription, sees) in enumerate(asked):
         registry.remove(number, private_batches(subscription, sees))
     assert not registry
 

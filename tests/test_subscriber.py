@@ -11,7 +11,7 @@ import pytest
 from core.delivery import subscriber as subscriber_module
 from core.delivery.subscriber import Subscriber
 from core.delivery.wire import BARE, JsonLines, Wire
-from core.events.topics import EVERYTHING
+from core.events.subscription import EVERYTHING
 
 
 class Transport:

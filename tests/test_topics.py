@@ -7,20 +7,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from core.delivery.registry import Registry
 from core.errors import Refused
-from core.events.topics import EVERYTHING, Subscription, parse_publish_path, parse_subscription
+from core.events.subscription import EVERYTHING, Batch, Subscription, parse_subscription
+from core.events.topics import parse_publish_path, publish_path
 
 TOPIC = st.sampled_from(["a", "b", "c", "d", "private", "é", " "])
 TOPICS = st.frozensets(TOPIC, max_size=4)
-SUBSCRIPTION = st.frozensets(TOPICS, min_size=1, max_size=3)
+BATCHES = st.frozensets(TOPICS, min_size=1, max_size=3)
 
 
-def scan(subscriptions: dict[int, Subscription], topics: frozenset[str]) -> set[int]:
+def scan(subscriptions: dict[int, frozenset[Batch]], topics: frozenset[str]) -> set[int]:
     """Which subscriptions an event matches, by a look at each of them."""
-    return {
-        number
-        for number, subscription in subscriptions.items()
-        if any(batch <= topics for batch in subscription)
-    }
+    return {number for number, batches in subscriptions.items() if any(batch <= topics for batch in batches)}
 
 
 class IndexAgainstScan(RuleBasedStateMachine):
@@ -29,15 +26,15 @@ class IndexAgainstScan(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.registry: Registry[int] = Registry()
-        self.subscriptions: dict[int, Subscription] = {}
+        self.subscriptions: dict[int, frozenset[Batch]] = {}
         self.count = 0
 
-    @rule(subscription=SUBSCRIPTION)
-    def subscribe(self, subscription: Subscription) -> None:
+    @rule(batches=BATCHES)
+    def subscribe(self, batches: frozenset[Batch]) -> None:
         """Add one."""
         self.count += 1
-        self.subscriptions[self.count] = subscription
-        self.registry.add(self.count, subscription)
+        self.subscriptions[self.count] = batches
+        self.registry.add(self.count, batches)
 
     @rule(choice=st.integers(min_value=0))
     def unsubscribe(self, choice: int) -> None:
@@ -58,8 +55,8 @@ class IndexAgainstScan(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """It returns to empty."""
-        for number, subscription in self.subscriptions.items():
-            self.registry.remove(number, subscription)
+        for number, batches in self.subscriptions.items():
+            self.registry.remove(number, batches)
         assert not self.registry
 
 
@@ -118,13 +115,27 @@ def test_any_batches_survive_a_subscribe_path(batches: list[list[str]]) -> None:
     path = "/" + ",".join("/".join(map(quoted, batch)) for batch in batches)
     expected = frozenset(frozenset(batch) for batch in batches if batch)
     if expected:
-        assert parse_subscription(path) == expected
+        assert parse_subscription(path) == Subscription(expected)
     elif len(batches) == 1:
         assert parse_subscription(path) == EVERYTHING
     else:
         with pytest.raises(Refused) as refused:
             parse_subscription(path)
         assert refused.value.status == 400
+
+
+@given(BATCHES, BATCHES, st.lists(TOPIC, max_size=4))
+def test_equal_subscriptions_are_one_key_and_are_met_by_the_same(
+    one: frozenset[Batch], other: frozenset[Batch], topics: list[str]
+) -> None:
+    """Channels are found by them."""
+    path = publish_path("/".join(topics))
+    first, second, third = Subscription(one), Subscription(frozenset(one)), Subscription(other)
+    assert first == second
+    assert {first: 1}[second] == 1
+    assert (first == third) == (one == other)
+    assert first != one
+    assert first.meets(path) == second.meets(path) == any(batch <= set(path.all_topics) for batch in one)
 
 
 @given(st.binary(max_size=20))

@@ -6,7 +6,8 @@ an event's path begins with is not one of its topics here, so no segment is met 
 
 from typing import NamedTuple
 
-from core.events.topics import PRIVATE, PublishPath, Subscription, meets
+from core.events.subscription import Batch, Subscription
+from core.events.topics import PRIVATE, PublishPath
 
 Segment = frozenset[str]
 
@@ -44,15 +45,15 @@ NO_RIGHTS = Rights()
 
 def is_for(path: PublishPath, subscription: Subscription, rights: Rights) -> bool:
     """Whether events of a path are for who asks for this and has these rights, live or in a replay."""
-    return meets(subscription, path.all_topics) and rights.may_see(path)
+    return subscription.meets(path) and rights.may_see(path)
 
 
-def private_batches(subscription: Subscription, sees: frozenset[Segment]) -> Subscription:
+def private_batches(subscription: Subscription, sees: frozenset[Segment]) -> frozenset[Batch]:
     """What a private event's topics must hold so that somebody wants it and may see it, for the topic index.
 
     Where that would be too many batches, only what must be held for it to be seen.
     """
-    if len(subscription) * len(sees) > MOST_FILED:
+    if len(subscription.batches) * len(sees) > MOST_FILED:
         return sees
-    wanted = {batch - {PRIVATE} for batch in subscription}  # which every private event meets
+    wanted = {batch - {PRIVATE} for batch in subscription.batches}  # which every private event meets
     return frozenset(batch | segment for batch in wanted for segment in sees)

@@ -23,7 +23,8 @@ from core.delivery.registry import Registry
 from core.delivery.subscriber import Subscriber, send_to_all
 from core.delivery.wire import Wire
 from core.events.event import Event
-from core.events.topics import PublishPath, Subscription
+from core.events.subscription import Subscription
+from core.events.topics import PublishPath
 
 _SLICE = 250  # subscribers written to in a turn of the loop, which takes about a millisecond
 _JOIN_BYTES = 64 * 1024  # frames are joined up to about this size
@@ -233,7 +234,7 @@ class Fanout:
         channel = self._channels.get(key)
         if channel is None:
             channel = self._channels[key] = Channel(subscriber)
-            self._registry.add(channel, channel.subscription)
+            self._registry.add(channel, channel.subscription.batches)
             self._private.add(channel, channel.private_batches)
         subscriber.subscription = channel.subscription  # equal, and kept in memory once
         channel.add(subscriber, self._end)
@@ -264,7 +265,7 @@ class Fanout:
             del self._pinged[subscriber.ping_turn][subscriber]
         if not channel.subscribers:
             del self._channels[key]
-            self._registry.remove(channel, channel.subscription)
+            self._registry.remove(channel, channel.subscription.batches)
             self._private.remove(channel, channel.private_batches)
 
     def change_rights(self, subscriber: Subscriber, rights: Rights) -> None:

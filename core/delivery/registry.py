@@ -1,15 +1,15 @@
 """The topic index: which channels want an event, without a look at the others.
 
-A channel is whatever stands for one subscription (see core.delivery.fanout). A subscription is met when the
-event has every topic of one of its batches. Each batch is filed under one of its topics, the one with the
-fewest batches so far, so that publishing looks only at what is filed under the event's own topics. The same
-batch of several channels is filed once. No I/O, no await.
+It is an inverted index. A channel is whatever stands for one subscription (see core.delivery.channel), which
+is met when the event has every topic of one of its batches. Each batch is filed under one of its topics, the
+one with the fewest batches so far, so that publishing looks only at what is filed under the event's own
+topics. The same batch of several channels is filed once. No I/O, no await.
 """
 
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-from core.events.topics import Batch, Subscription
+from core.events.subscription import Batch
 
 C = TypeVar("C", bound=Hashable)
 
@@ -22,14 +22,14 @@ class Registry(Generic[C]):
         self._topic_of: dict[Batch, str] = {}
         self._everything: set[C] = set()  # channels with the empty batch, which every event meets
 
-    def add(self, channel: C, subscription: Subscription) -> None:
+    def add(self, channel: C, batches: frozenset[Batch]) -> None:
         """File a channel under each batch of its subscription."""
-        for batch in subscription:
+        for batch in batches:
             self._channels_of(batch).add(channel)
 
-    def remove(self, channel: C, subscription: Subscription) -> None:
+    def remove(self, channel: C, batches: frozenset[Batch]) -> None:
         """Undo add(); what nobody asks for any more leaves the index."""
-        for batch in subscription:
+        for batch in batches:
             channels = self._channels_of(batch)
             channels.discard(channel)
             if batch and not channels:

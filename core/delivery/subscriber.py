@@ -18,7 +18,8 @@ from typing import NoReturn, Protocol
 from core.auth.login import Login
 from core.auth.rights import NO_RIGHTS, is_for
 from core.delivery.wire import Wire
-from core.events.topics import PublishPath, Subscription
+from core.events.subscription import Subscription
+from core.events.topics import PublishPath
 
 _GRACE = 1.0  # seconds that more than the limit may wait
 _BURST_FACTOR = 4  # times the limit that may wait during that second
