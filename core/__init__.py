@@ -22,6 +22,7 @@ An event runs through these modules in this order:
     events/store            where it goes before it goes out: kept in memory, in a file, or not at all
     delivery/fanout         on its way to the subscribers: one write to each in a turn of the event loop
     delivery/registry       the topic index: which of them want this event
+    delivery/channel        those who get the same bytes, and what is pending and being written for them
     http/stream             the connection of a reader, which is aiohttp's no more
     delivery/subscriber     one reader: its bounded queue, its writes, the end of its stream
     delivery/wire           the wire forms of a line

@@ -16,10 +16,10 @@ from plugins.backlog.settings import BacklogConfig
 class Delivered(list[Event]):
     """In the place of the fan-out."""
 
-    has_room = True
+    has_capacity = True
     deliver = list[Event].append
 
-    async def room(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """There is."""
 
 

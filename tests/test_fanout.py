@@ -228,8 +228,8 @@ async def test_publishers_cannot_outrun_a_crowd(monkeypatch: pytest.MonkeyPatch)
         enter(subject, recorder)
     had_to_wait = 0
     for n in range(1, 40):
-        had_to_wait += not subject.has_room
-        await subject.room()
+        had_to_wait += not subject.has_capacity
+        await subject.wait_for_capacity()
         subject.deliver(an_event(stamps, "/a", filling=50_000))
         await asyncio.sleep(0)  # a turn, in which one of them is written to
         least = min(recorder.sent.count(b"pubsub_cursor") for recorder in crowd)
@@ -239,17 +239,17 @@ async def test_publishers_cannot_outrun_a_crowd(monkeypatch: pytest.MonkeyPatch)
 
 async def test_an_event_for_many_channels_counts_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them gathers it, so there is room for few such events, though they are small."""
-    monkeypatch.setattr(fanout, "_GATHER_FRAMES", 100)
+    monkeypatch.setattr(fanout, "_MOST_PENDING_FRAMES", 100)
     subject, stamps = Fanout(backlog=False), Stamps()
     crowd = [Recorder(f"/a,{n}", http_1_0=False) for n in range(40)]
     for recorder in crowd:
         enter(subject, recorder)
     subject.deliver(an_event(stamps, "/a"))
     subject.deliver(an_event(stamps, "/a"))
-    assert subject.has_room
+    assert subject.has_capacity
     subject.deliver(an_event(stamps, "/a"))
-    assert not subject.has_room
-    await asyncio.wait_for(subject.room(), 10)
+    assert not subject.has_capacity
+    await asyncio.wait_for(subject.wait_for_capacity(), 10)
     assert {recorder.sent.count(b"pubsub_cursor") for recorder in crowd} == {3}
 
 
@@ -259,9 +259,9 @@ async def test_there_is_room_again_when_all_who_were_to_be_written_to_have_left(
     recorder = Recorder("/a", http_1_0=False)
     enter(subject, recorder)
     subject.deliver(an_event(stamps, "/a", filling=400_000))
-    assert not subject.has_room
+    assert not subject.has_capacity
     subject.remove(cast(Subscriber, recorder))
-    await asyncio.wait_for(subject.room(), 10)
+    await asyncio.wait_for(subject.wait_for_capacity(), 10)
 
 
 async def test_who_waits_for_room_is_not_kept_waiting_by_those_who_come_later() -> None:
@@ -269,13 +269,13 @@ async def test_who_waits_for_room_is_not_kept_waiting_by_those_who_come_later() 
     subject, stamps = Fanout(backlog=False), Stamps()
     enter(subject, Recorder("/a", http_1_0=False))
     subject.deliver(an_event(stamps, "/a", filling=400_000))
-    waiting = [asyncio.create_task(subject.room()) for _ in range(3)]
+    waiting = [asyncio.create_task(subject.wait_for_capacity()) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()  # its publisher hangs up
     subject.flush()
-    assert subject.has_room
+    assert subject.has_capacity
     subject.deliver(an_event(stamps, "/a", filling=400_000))
-    assert not subject.has_room
+    assert not subject.has_capacity
     await asyncio.sleep(0)
     assert [task.done() for task in waiting] == [True, True, True]
 
@@ -294,7 +294,7 @@ async def test_an_error_with_one_subscriber_is_no_other_ones(monkeypatch: pytest
     crowd[2].full = True
     for path in ("/a", "/b"):
         subject.deliver(an_event(stamps, path, filling=400_000))
-    await asyncio.wait_for(subject.room(), 10)
+    await asyncio.wait_for(subject.wait_for_capacity(), 10)
     for _ in range(20):  # turns
         await asyncio.sleep(0)
     assert [recorder.writes for recorder in [*crowd, other]] == [1] * 21

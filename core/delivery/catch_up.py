@@ -13,7 +13,8 @@ from collections.abc import Callable, Coroutine
 from typing import NamedTuple, NoReturn
 
 from core.auth.rights import Rights
-from core.delivery.fanout import Fanout, Key, key_of
+from core.delivery.channel import Key, key_of
+from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
 from core.events.replay import Gone, Placement
 from core.events.store import Page, Store, StoreError

@@ -3,14 +3,15 @@
 Subscribers who follow the same topics with the same rights in the same wire form stand in one channel. What
 is published in one turn of the event loop is gathered by channel and joined once, then the same bytes are
 written to each of them. A crowd is written to in slices, a turn of the loop for each, so that requests and
-other channels need not wait for all of it; what is published meanwhile is gathered for the channel's next
+other channels need not wait for all of it; what is published meanwhile is pending for the channel's next
 round.
 
 A subscriber for whom too much waits falls behind: it leaves its channel, at a known position, and comes back
 when it has read the rest from the backlog. Without a backlog it is dropped.
 
-Publishers may be faster than all that. Who brings events asks has_room first, and waits for room(), so that
-what is gathered stays small and nobody's turn gets long.
+Publishers may be faster than all that, so there is backpressure. Past a high-water mark of what is pending,
+those who bring events wait: they ask has_capacity first, or await wait_for_capacity(). So what is pending
+stays small, and nobody's turn gets long.
 """
 
 import asyncio
@@ -18,176 +19,20 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from core.auth.rights import Rights, Segment, is_for, private_batches
+from core.auth.rights import Rights
+from core.delivery.channel import Channel, Key, key_of
 from core.delivery.registry import Registry
-from core.delivery.subscriber import Subscriber, send_to_all
+from core.delivery.subscriber import Subscriber
 from core.delivery.wire import Wire
 from core.events.event import Event
-from core.events.subscription import Subscription
 from core.events.topics import PublishPath
 
 _SLICE = 250  # subscribers written to in a turn of the loop, which takes about a millisecond
-_JOIN_BYTES = 64 * 1024  # frames are joined up to about this size
-_GATHER_BYTES = 256 * 1024  # with more than this gathered in a channel there is no room
-_GATHER_FRAMES = 50_000  # the same for all channels together, each of which may gather the same event
+_MOST_PENDING_BYTES = 256 * 1024  # the high-water mark of a channel
+_MOST_PENDING_FRAMES = (
+    50_000  # that of all channels together, for each of which the same event may be pending
+)
 PING_TURNS = 5  # in a ping interval, each for some of the subscribers; 10 took a fifth more CPU time
-
-
-Key = tuple[Subscription, frozenset[Segment], Wire]
-
-
-def key_of(subscriber: Subscriber) -> Key:
-    """Subscribers for whom this is equal get the same bytes."""
-    return subscriber.subscription, subscriber.rights.sees, subscriber.wire
-
-
-class Channel:
-    """The subscribers who get the same bytes, and the frames gathered for them.
-
-    like: a subscriber such as they are.
-    """
-
-    __slots__ = (
-        "_begun",
-        "_crowd",
-        "_gathered_end",
-        "_left",
-        "_newcomers",
-        "_ping",
-        "_pinged",
-        "_pings",
-        "_writes",
-        "_writes_with_ping",
-        "gathered",
-        "gathered_bytes",
-        "private_batches",
-        "queued",
-        "rights",
-        "round_end",
-        "subscribers",
-        "subscription",
-        "wire",
-    )
-
-    def __init__(self, like: Subscriber) -> None:
-        self.subscription, self.rights, self.wire = like.subscription, like.rights, like.wire
-        self.private_batches = private_batches(self.subscription, self.rights.sees)
-        self.subscribers: dict[Subscriber, None] = {}  # in the order in which they came: see _begin_round()
-        self.gathered: list[bytes] = []
-        self.gathered_bytes = 0
-        self.queued = False  # for its turn in Fanout._write_slice()
-        self._gathered_end = 0  # position of the last event that was gathered
-        self._ping = b""
-        self._pings: dict[Subscriber, None] = {}  # for whom it is in the next round
-        self._newcomers: dict[Subscriber, int] = {}  # -> the first of the gathered frames that is for them
-        # the round that is being written
-        self.round_end = 0  # position of the last event in it, or before it
-        self._writes: list[bytes] = []  # its bytes
-        self._pinged: dict[Subscriber, None] = {}  # who of them gets others, with a ping
-        self._writes_with_ping: list[bytes] = []
-        self._crowd: list[Subscriber] = []  # who gets any; empty when all have been written to
-        self._begun = 0  # how many of them have been
-        self._left: set[Subscriber] = set()  # who has left since the round began
-
-    def may_see(self, path: PublishPath) -> bool:
-        """Whether events of this path are for these subscribers."""
-        return is_for(path, self.subscription, self.rights)
-
-    @property
-    def busy(self) -> bool:
-        """Whether anything is still to be written."""
-        return bool(self.gathered or self._pings or self._crowd)
-
-    def add(self, subscriber: Subscriber, position: int) -> None:
-        """Write to a subscriber from now on, but nothing of what is gathered already.
-
-        position: of the last event that the subscriber has had.
-        """
-        self.subscribers[subscriber] = None
-        self._gathered_end = max(self._gathered_end, position)
-        if self.gathered:
-            self._newcomers[subscriber] = len(self.gathered)
-
-    def remove(self, subscriber: Subscriber) -> None:
-        """Undo add()."""
-        del self.subscribers[subscriber]
-        self._newcomers.pop(subscriber, None)
-        self._pings.pop(subscriber, None)
-        if self._crowd:
-            self._left.add(subscriber)
-
-    def gather(self, frame: bytes, position: int) -> None:
-        """Have an event's frame written in the next round."""
-        self.gathered.append(frame)
-        self.gathered_bytes += len(frame)
-        self._gathered_end = position
-
-    def ping(self, subscriber: Subscriber, frame: bytes) -> None:
-        """Have a subscriber sent a ping in the next round, behind all events."""
-        self._ping = frame
-        self._pings[subscriber] = None
-
-    def write(self, limit: int) -> tuple[int, list[Subscriber]]:
-        """Write the round's bytes to up to so many subscribers. To how many, and for whom something waits."""
-        waiting = [] if self._crowd else self._begin_round()
-        some = self._crowd[self._begun : self._begun + limit]
-        count = len(some)
-        self._begun += count
-        if self._left:
-            some = [subscriber for subscriber in some if subscriber not in self._left]
-        if self._begun == len(self._crowd):
-            self._crowd, self._begun = [], 0
-            self._left.clear()
-        if self._pinged:
-            pinged = [subscriber for subscriber in some if subscriber in self._pinged]
-            waiting += _write(pinged, self._writes_with_ping)
-            some = [subscriber for subscriber in some if subscriber not in self._pinged]
-        return count, waiting + _write(some, self._writes)
-
-    def _begin_round(self) -> list[Subscriber]:
-        """Take what is gathered as the round's bytes, and write those of newcomers. For whom some wait."""
-        frames, self.gathered, self.gathered_bytes = self.gathered, [], 0
-        self.round_end = self._gathered_end
-        self._pinged, self._pings = self._pings, {}
-        if not frames:
-            self._crowd, self._pinged = list(self._pinged), {}
-            self._writes = [self._ping]
-            return []
-        newcomers, self._newcomers = self._newcomers, {}
-        self._writes = _joined(frames)
-        self._writes_with_ping = _joined([*frames, self._ping]) if self._pinged else []
-        # sockets that were opened one after the other lie side by side in the kernel's memory: in a random
-        # order its part of a delivery takes a tenth longer
-        self._crowd = list(self.subscribers)
-        if newcomers:
-            self._crowd = [each for each in self._crowd if each not in newcomers]
-        waiting = []
-        for subscriber, first in newcomers.items():
-            ping = [self._ping] if subscriber in self._pinged else []
-            waiting += _write([subscriber], _joined(frames[first:] + ping))
-        return waiting
-
-
-def _write(subscribers: list[Subscriber], writes: list[bytes]) -> list[Subscriber]:
-    """Write the same to each. For whom something waits: also after the last write, if after any."""
-    waiting: list[Subscriber] = []
-    for data in writes:
-        waiting = send_to_all(subscribers, data)
-    return waiting
-
-
-def _joined(frames: list[bytes]) -> list[bytes]:
-    """The frames in few pieces, so that a long turn does not become one write of any size."""
-    pieces = []
-    start = size = 0
-    for index, frame in enumerate(frames):
-        if size and size + len(frame) > _JOIN_BYTES:
-            pieces.append(b"".join(frames[start:index]))
-            start, size = index, 0
-        size += len(frame)
-    if size:
-        pieces.append(b"".join(frames[start:]))
-    return pieces
 
 
 class Fanout:
@@ -207,9 +52,9 @@ class Fanout:
         self._end = 0  # position up to which everything has been delivered
         self._pinged: list[dict[Subscriber, Channel]] = [{} for _ in range(PING_TURNS)]  # those live, by turn
         self._ping_turn = 0
-        self._gathered = 0  # frames, in all channels together
-        self._congested: set[Channel] = set()  # those that have gathered too much
-        self._waiting: list[asyncio.Future[None]] = []  # for room
+        self._pending = 0  # frames, in all channels together
+        self._congested: set[Channel] = set()  # those that are past their high-water mark
+        self._waiting: list[asyncio.Future[None]] = []  # for capacity
 
     def __len__(self) -> int:
         return self._live + len(self._reading)
@@ -291,20 +136,20 @@ class Fanout:
             if frame is None:
                 frame = frames[channel.wire] = channel.wire.event(event.line)
             channel.gather(frame, event.stamp.position)
-            if channel.gathered_bytes > _GATHER_BYTES:
+            if channel.pending_bytes > _MOST_PENDING_BYTES:
                 self._congested.add(channel)
-            self._gathered += 1
+            self._pending += 1
             if not channel.queued:
                 self._enqueue(channel)
 
     @property
-    def has_room(self) -> bool:
-        """Whether little enough is gathered that events may be delivered now."""
-        return not self._congested and self._gathered <= _GATHER_FRAMES
+    def has_capacity(self) -> bool:
+        """Whether little enough is pending that events may be delivered now."""
+        return not self._congested and self._pending <= _MOST_PENDING_FRAMES
 
-    async def room(self) -> None:
-        """Wait until it has: each waits once, however much those bring who come meanwhile."""
-        if not self.has_room:
+    async def wait_for_capacity(self) -> None:
+        """Wait until has_capacity: each waits once, however much those bring who come meanwhile."""
+        if not self.has_capacity:
             waiting = asyncio.get_running_loop().create_future()
             self._waiting.append(waiting)
             await waiting
@@ -340,18 +185,18 @@ class Fanout:
 
     def _write(self, channel: Channel, limit: int) -> int:
         """Write to up to so many of a channel's subscribers, and say to how many."""
-        gathered = len(channel.gathered)
+        pending = len(channel.pending)
         try:
             count, waiting = channel.write(limit)
         finally:
-            self._gathered -= gathered - len(channel.gathered)
-            if channel.gathered_bytes <= _GATHER_BYTES:
+            self._pending -= pending - len(channel.pending)
+            if channel.pending_bytes <= _MOST_PENDING_BYTES:
                 self._congested.discard(channel)
-            if self._waiting and self.has_room:
+            if self._waiting and self.has_capacity:
                 self._end_waiting()
         for subscriber in waiting:
             if reason := subscriber.overflow():
-                self._overflow(subscriber, channel.round_end, reason)
+                self._overflow(subscriber, channel.round.end, reason)
         return count
 
     def _end_waiting(self) -> None:
@@ -375,14 +220,14 @@ class Fanout:
         channel.queued = True
 
     def _write_slice(self) -> None:
-        left = _SLICE
+        remaining = _SLICE
         try:
-            while self._queue and left > 0:
+            while self._queue and remaining > 0:
                 channel = self._queue.popleft()
                 # back in the queue before it is written to: an error must not end the writing to the others
                 self._queue.append(channel)
                 if channel.busy:
-                    left -= self._write(channel, left)
+                    remaining -= self._write(channel, remaining)
                 if not channel.busy:
                     self._queue.pop()
                     channel.queued = False

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 class Wire(Protocol):
     """A wire form. There is one instance of each, and they are compared by identity.
 
-    Subscribers of the same form share their bytes (see core.delivery.fanout). So what a form makes depends
+    Subscribers of the same form share their bytes (see core.delivery.channel). So what a form makes depends
     on its arguments alone, and is whole: whatever is made next may follow it.
     """
 

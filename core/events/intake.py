@@ -51,7 +51,7 @@ class Intake:
     def __init__(self, store: Store, outlet: Outlet, idempotency_window: float) -> None:
         self._store = store
         self.waiting = Waiting(MOST_WAITING)  # bodies that have been read, until they are taken
-        self.room = outlet.room  # to be awaited before anything is brought
+        self.wait_for_capacity = outlet.wait_for_capacity  # to be awaited before anything is brought
         self._outlet = outlet
         self._turns = Turns()
         self._under_way: dict[asyncio.Future[Accepted], int] = {}  # batches of those who had a turn: events
@@ -104,7 +104,7 @@ class Intake:
     @property
     def at_once(self) -> bool:
         """Whether an event can be handed to the store in the moment in which it is brought."""
-        return self._outlet.has_room and not self._stamping.locked() and not self._store.is_full
+        return self._outlet.has_capacity and not self._stamping.locked() and not self._store.is_full
 
     def take_at_once(self, path: PublishPath, opening: str) -> asyncio.Future[Accepted]:
         """Publish one event. Only while at_once. The future may raise Refused."""
@@ -118,7 +118,7 @@ class Intake:
         """Wait until so many events may be taken, by whoever has a turn if they are more than a few."""
         while events > _FEW and self._under_way and sum(self._under_way.values()) + events > MAX_BATCH:
             await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
-        await self.room()
+        await self.wait_for_capacity()
 
     def take(self, path: PublishPath, openings: Sequence[str], ask: Ask | None) -> Taken:
         """Publish events, at least one, unless it was done before. Raises Refused (422, 503).
@@ -197,7 +197,7 @@ class Intake:
             for start in range(0, len(drafts), PORTION):
                 if piece.over:
                     await piece.next()
-                await self.room()
+                await self.wait_for_capacity()
                 portion = self._stamped(drafts[start : start + PORTION])
                 if self._store.durable:
                     events += portion

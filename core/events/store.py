@@ -27,11 +27,11 @@ class Outlet(Protocol):
         """Put an event on its way to its subscribers."""
 
     @property
-    def has_room(self) -> bool:
-        """Whether there is room for events: who brings any waits until there is."""
+    def has_capacity(self) -> bool:
+        """Whether events may be delivered now: who brings any waits until they may (backpressure)."""
 
-    async def room(self) -> None:
-        """Wait for room."""
+    async def wait_for_capacity(self) -> None:
+        """Wait until has_capacity. Returns at once where it has."""
 
 
 class Accepted(NamedTuple):

@@ -314,7 +314,7 @@ class StoredBacklog(Backlog):
                 if not count % PORTION:
                     if piece.over:
                         await piece.next()  # subscribers take what they have got, requests have their turn
-                    await self._outlet.room()
+                    await self._outlet.wait_for_capacity()
             if not done.cancelled():
                 done.set_result(write.accepted)
 

@@ -201,7 +201,7 @@ class SqsQueue:
 
         Raises Refused if the store does not take it.
         """
-        await self._intake.room()
+        await self._intake.wait_for_capacity()
         keys = [key_of(item) for item in items]
         while being_stored := {self._under_way[key] for key in keys if key in self._under_way}:
             await asyncio.wait(being_stored)  # for another consumer, who was given them too
