@@ -80,10 +80,10 @@ class Recorder:
             self.expected += self.wire.event(event.line)
 
 
-def enter(subject: Fanout, recorder: Recorder) -> None:
-    """Have it written to from now on."""
+def enter(subject: Fanout, recorder: Recorder, position: int = 0) -> None:
+    """Have it written to from now on. position: of the last event that was delivered."""
     subject.add(cast(Subscriber, recorder))
-    subject.join(cast(Subscriber, recorder), 0)
+    subject.join(cast(Subscriber, recorder), position)
 
 
 def expect_ping(recorders: list[Recorder]) -> None:
@@ -106,7 +106,7 @@ async def test_each_event_once_in_order_while_others_come_and_go(
     """With slices of three, rounds last several turns of the loop, and everything happens in between."""
     monkeypatch.setattr(fanout, "_SLICE", 3)
     monkeypatch.setattr(fanout, "PING_TURNS", 2)
-    pings = 0
+    pings = position = 0
     dice = random.Random(seed)
     subject, stamps = Fanout(backlog=False), Stamps()
     present: list[Recorder] = []
@@ -115,7 +115,7 @@ async def test_each_event_once_in_order_while_others_come_and_go(
         action = dice.random()
         if action < 0.25:
             present.append(Recorder(dice.choice(PATHS), dice.random() < 0.3, some_rights(dice)))
-            enter(subject, present[-1])
+            enter(subject, present[-1], position)
         elif action < 0.4 and present:
             leaving = present.pop(dice.randrange(len(present)))
             subject.remove(cast(Subscriber, leaving))
@@ -127,6 +127,7 @@ async def test_each_event_once_in_order_while_others_come_and_go(
             for recorder in present:
                 recorder.expect(event)
             subject.deliver(event)
+            position = event.stamp.position
         elif action < 0.85 and present:
             subject.change_rights(cast(Subscriber, dice.choice(present)), some_rights(dice))
         elif action < 0.9:
@@ -167,6 +168,29 @@ async def test_who_falls_behind_after_its_rights_changed_goes_on_from_its_place(
     subject.deliver(event)
     subject.flush()
     assert b"pubsub_cursor" not in recorder.sent
+
+
+@pytest.mark.parametrize("published", ["/a", "/private/a"])
+@pytest.mark.parametrize("rights", [NO_RIGHTS, Rights(frozenset({frozenset({"b"})}))])
+async def test_who_would_miss_an_event_does_not_join(published: str, rights: Rights) -> None:
+    """An event that it might see, that is: private ones are nothing to those who may see none."""
+    subject, stamps = Fanout(backlog=True), Stamps()
+    before, event = stamps.next().position, an_event(stamps, published)
+    subject.deliver(event)
+    recorder = Recorder("/a", http_1_0=False, rights=rights)
+    subject.add(cast(Subscriber, recorder))
+    if published == "/a" or rights is not NO_RIGHTS:
+        with pytest.raises(
+            RuntimeError, match=rf"up to position {before} .* event at {event.stamp.position},"
+        ):
+            subject.join(cast(Subscriber, recorder), before)
+        assert len(subject) == 1  # it can go on reading
+        subject.join(cast(Subscriber, recorder), event.stamp.position)
+    else:
+        subject.join(cast(Subscriber, recorder), before)
+    subject.deliver(following := an_event(stamps, "/a"))
+    subject.flush()
+    assert recorder.sent == CHUNKED.event(following.line)
 
 
 async def test_what_is_published_in_one_turn_is_one_write() -> None:
@@ -324,7 +348,7 @@ async def test_a_ping_comes_behind_the_events_also_to_who_has_just_joined(
     here, newcomer = Recorder("/a", http_1_0=False), Recorder("/a", http_1_0=False)
     enter(subject, here)
     subject.deliver(event)
-    enter(subject, newcomer)
+    enter(subject, newcomer, event.stamp.position)
     subject.ping(NOW)
     subject.flush()
     assert here.sent == CHUNKED.event(event.line) + CHUNKED.ping(NOW)

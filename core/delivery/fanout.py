@@ -49,6 +49,8 @@ class Fanout:
         self._queue: deque[Channel] = deque()  # those with something to write
         self._live = 0  # subscribers in channels
         self._reading: set[Subscriber] = set()  # subscribers who read the backlog
+        # position of the last event that was delivered, of each kind
+        self._public_end = self._private_end = 0
         self._end = 0  # position up to which everything has been delivered
         self._pinged: list[dict[Subscriber, Channel]] = [{} for _ in range(PING_TURNS)]  # those live, by turn
         self._ping_turn = 0
@@ -69,10 +71,26 @@ class Fanout:
         self._reading.add(subscriber)
 
     def join(self, subscriber: Subscriber, position: int) -> None:
-        """From now on the subscriber gets what it asked for; up to that position it has had everything."""
+        """From now on the subscriber gets what it asked for; up to that position it has had everything.
+
+        Raises RuntimeError if that cannot be: an event of a kind that it may read has been delivered since,
+        and would be missing from its stream.
+        """
+        if position < (end := self._end_for(subscriber)):
+            raise RuntimeError(
+                f"a subscriber who has had everything up to position {position} may not join the fan-out: "
+                f"an event at {end}, of a kind that it may read, is delivered and would be missing"
+            )
         self._end = max(self._end, position)
         self._reading.remove(subscriber)
         self._join(subscriber)
+
+    def _end_for(self, subscriber: Subscriber) -> int:
+        """The position of the last event that was delivered, of the kinds that it may read.
+
+        Who may read no private events must not notice that there are any.
+        """
+        return max(self._public_end, self._private_end) if subscriber.rights.sees else self._public_end
 
     def _join(self, subscriber: Subscriber) -> None:
         key = key_of(subscriber)
@@ -129,13 +147,17 @@ class Fanout:
 
     def deliver(self, event: Event) -> None:
         """Put an event on its way to those who want it."""
-        self._end = event.stamp.position
+        self._end = end = event.stamp.position
+        if event.path.private:
+            self._private_end = end
+        else:
+            self._public_end = end
         frames: dict[Wire, bytes] = {}
         for channel in self._wanting(event.path):
             frame = frames.get(channel.wire)
             if frame is None:
                 frame = frames[channel.wire] = channel.wire.event(event.line)
-            channel.gather(frame, event.stamp.position)
+            channel.gather(frame, end)
             if channel.pending_bytes > _MOST_PENDING_BYTES:
                 self._congested.add(channel)
             self._pending += 1
