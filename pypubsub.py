@@ -46,10 +46,10 @@ from core.events.replay import HEADERS, QUERY_KEYS, Placement, ReplayRequest, re
 from core.events.store import Accepted, Store
 from core.events.subscription import Subscription, parse_subscription
 from core.events.topics import PublishPath, parse_publish_path
-from core.http import listening
 from core.http.answers import ALLOWED_METHODS, Answers, happens
-from core.http.connection import HttpServer, connection_of, shown_path
+from core.http.connection import connection_of, shown_path
 from core.http.requests import check_spoken, holds_lines, only_known, only_one, read_body
+from core.http.server import HttpServer, Listeners, listening_plan
 from core.http.tls import tls_context
 from core.settings import Config, load
 from plugins import plugins_of, sections
@@ -122,7 +122,7 @@ class Server:
         clients = self.config.clients
         certificates = [f"certificate {name}" for name in self.config.certified_publishers]
         publishers = ", ".join([*map(str, clients.payloaders), *certificates])
-        lines = [*listening.plan(self.config.server), f"publishers: {publishers or 'nobody'}"]
+        lines = [*listening_plan(self.config.server), f"publishers: {publishers or 'nobody'}"]
         for plugin in self._plugins:
             lines += plugin.plan()
         if clients.secure_topics:
@@ -144,7 +144,7 @@ class Server:
         others = sum(source.files for source in self._sources)
         http = HttpServer(self, self.config.server, files_of_others=others)
         runner = web.ServerRunner(http, shutdown_timeout=0.1)  # _drain() has waited already
-        listeners = listening.Listeners(http, self.config.server.head_timeout)
+        listeners = Listeners(http, self.config.server.head_timeout)
         await runner.setup()
         try:
             await self._open(listeners)
@@ -163,7 +163,7 @@ class Server:
             log.info("refused in all: %s", self._answers.refusals.summary())
         log.info("stopped")
 
-    async def _open(self, listeners: listening.Listeners) -> None:
+    async def _open(self, listeners: Listeners) -> None:
         """Start the plugins, then listen. Raises StartError."""
         for plugin in self._plugins:
             await plugin.start()
@@ -174,7 +174,7 @@ class Server:
             self._tls_context = tls_context(self.config.server.tls)
         await listeners.listen(self.config.server, lambda: self._tls_context)
 
-    async def _serve(self, listeners: listening.Listeners) -> None:
+    async def _serve(self, listeners: Listeners) -> None:
         """Do what lasts, until the stop."""
         async with asyncio.TaskGroup() as tasks:  # the death of one of them ends the server
             sources: list[asyncio.Task[None]] = []
@@ -231,8 +231,7 @@ class Server:
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._stop.is_set():
             raise Refused(503, "the server is stopping", headers=RETRY_AFTER, close=True)
-        connection = connection_of(request)
-        if refused := connection.http.limits.refusal(connection.place):
+        if refused := connection_of(request).refusal():
             raise refused
         check_spoken(request)
         match request.method:
@@ -501,7 +500,7 @@ class Server:
         log.info("%s: stopping, with %d subscribers", number.name, len(self._fanout))
         self._stop.set()
 
-    async def _drain(self, listeners: listening.Listeners, sources: list[asyncio.Task[None]]) -> None:
+    async def _drain(self, listeners: Listeners, sources: list[asyncio.Task[None]]) -> None:
         """Stop accepting, let publishes under way end, send what is queued, close the streams."""
         await listeners.stop()
         half = self.config.server.drain_timeout / 2  # a publisher who never ends costs no stream its end

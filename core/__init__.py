@@ -5,8 +5,10 @@ What all of them stand on lies beside them.
 
 An event runs through these modules in this order:
 
-    http/listening          what is accepted, within the limits, TLS or not
+    http/server             what is accepted, within the limits, TLS or not
     http/connection         aiohttp's connections, and what of a request has nothing to do with events
+    http/heads              the head of a request: its size, its time, and what is said of a bad one
+    http/chunked_body       a chunked body, held back until somebody asks for it
     auth/networks           who is asking: networks, certificates, trusted proxies
     auth/web_pages          which web pages a browser may publish for
     auth/authentication     who they are: from the header Authorization to a login

@@ -14,7 +14,7 @@ from aws import Moto
 from core.errors import Refused
 from core.events.cursor import Stamps
 from core.events.event import RESERVED_KEYS, Draft, Event
-from core.http.connection import MAX_TARGET
+from core.http.heads import MAX_TARGET
 from daemon import Daemon, StartDaemon
 from plugins.sqs.items import Item, Terms, draft_of
 from queues import backlog, new_queue, nothing_else_on, numbers, reading

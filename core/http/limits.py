@@ -23,7 +23,8 @@ SURPLUS_TIMEOUT = 2.0  # seconds that a surplus connection has for its request's
 # backlog; for a while the ACL file, those of TLS, the resolver's, 4 connections to a directory
 FILES_OF_OUR_OWN = 48
 
-Place = Literal["admitted", "connections", "connections_per_address", "closed"]  # or what was reached
+# the verdict on a new connection: it is served; it is surplus, and of which limit; it is beyond that as well
+Admission = Literal["admitted", "connections", "connections_per_address", "closed"]
 
 
 class Connections:
@@ -48,46 +49,46 @@ class Connections:
         """Whether one more can be admitted, or told that it cannot."""
         return self._admitted < self.most or self._surplus < self.most_surplus
 
-    def enter(self, peer: str | None) -> Place:
+    def enter(self, peer: str | None) -> Admission:
         """Count a connection. peer: its address, "unix", or None if not known.
 
         "closed" is beyond what an address may have, is not counted, and gets no answer; the others count
         until they leave().
         """
         address = self._counted_as(peer)
-        place: Place = "admitted"
+        admission: Admission = "admitted"
         if self._admitted >= self.most:
-            place = "connections"
+            admission = "connections"
         elif address and self._from[address] >= self._most_per_address:
-            place = "connections_per_address"
-        if place == "admitted":
+            admission = "connections_per_address"
+        if admission == "admitted":
             self._admitted += 1
             if address:
                 self._from[address] += 1
         elif self._surplus >= self.most_surplus:
-            place = "closed"
+            admission = "closed"
         else:
             self._surplus += 1
-        return place
+        return admission
 
-    def leave(self, peer: str | None, place: Place) -> None:
-        """Count a connection out again, which had been given this place."""
-        if place == "admitted":
+    def leave(self, peer: str | None, admission: Admission) -> None:
+        """Count a connection out again, of which enter() had said this."""
+        if admission == "admitted":
             self._admitted -= 1
             if address := self._counted_as(peer):
                 self._from[address] -= 1
                 if not self._from[address]:
                     del self._from[address]
-        elif place != "closed":
+        elif admission != "closed":
             self._surplus -= 1
 
-    def refusal(self, place: Place) -> Refused | None:
+    def refusal(self, admission: Admission) -> Refused | None:
         """Why every request of a connection is refused; None if it is not."""
-        if place == "admitted":
+        if admission == "admitted":
             return None
-        if place == "connections":
+        if admission == "connections":
             message = "too many connections (server.max_connections): ask again later"
-            return Refused(503, message, headers=RETRY_AFTER, close=True, reason=place)
+            return Refused(503, message, headers=RETRY_AFTER, close=True, reason=admission)
         return Refused(
             429,
             f"more than {self._most_per_address} connections from one address "

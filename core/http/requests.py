@@ -15,7 +15,8 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from core.errors import Refused
-from core.http.connection import MAX_HEAD, connection_of, head_too_large, is_spoken
+from core.http.connection import connection_of, is_spoken
+from core.http.heads import MAX_HEAD, head_too_large
 
 BODY_TIMEOUT = 60.0  # seconds a request's body may take
 NDJSON_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")

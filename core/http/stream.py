@@ -8,7 +8,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Coroutine
 
-from core.http.limits import Connections, Place
+from core.http.limits import Admission, Connections
 
 _TIME_TO_RESET = 1.0  # seconds
 
@@ -16,17 +16,19 @@ _TIME_TO_RESET = 1.0  # seconds
 class Stream(asyncio.Protocol):
     """What asyncio tells of such a connection; what a reader sends is dropped.
 
-    limits, peer, place: where it counts until it is gone.
+    limits, peer, admission: where it counts until it is gone.
     """
 
-    __slots__ = ("_drained", "_limits", "_peer", "_place", "_task", "on_lost", "writing_paused")
+    __slots__ = ("_admission", "_drained", "_limits", "_peer", "_task", "on_lost", "writing_paused")
 
-    def __init__(self, limits: Connections, peer: str | None, place: Place, *, writing_paused: bool) -> None:
+    def __init__(
+        self, limits: Connections, peer: str | None, admission: Admission, *, writing_paused: bool
+    ) -> None:
         self.writing_paused = writing_paused
         self.on_lost: Callable[[], None] | None = None  # called before the socket is closed
         self._limits = limits
         self._peer = peer
-        self._place = place
+        self._admission = admission
         self._drained: asyncio.Future[None] | None = None  # while drain() waits
         self._task: asyncio.Task[None] | None = None
 
@@ -63,7 +65,7 @@ class Stream(asyncio.Protocol):
         if self.on_lost:
             self.on_lost()
             self.on_lost = None
-        self._limits.leave(self._peer, self._place)
+        self._limits.leave(self._peer, self._admission)
         if self._task:
             self._task.cancel()
             self._task = None

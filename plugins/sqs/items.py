@@ -5,7 +5,7 @@ from typing import NamedTuple
 from core.errors import Refused
 from core.events.event import Draft, json_object, opening_of
 from core.events.topics import PublishPath, checked_publish_path
-from core.http.connection import MAX_TARGET
+from core.http.heads import MAX_TARGET
 
 _LARGEST_NOTIFICATION = 1024**2  # characters: SQS takes no larger item
 

@@ -1,4 +1,4 @@
-"""Sockets that listen, and what they accept: counted before anything else is done for it, TLS or not.
+"""The HTTP server: its sockets that listen, and what they accept: counted before anything else, TLS or not.
 
 The event loops have servers of their own, which accept whatever comes, and tell of a connection over TLS when
 its handshake has ended, so that silent ones would be outside every limit. At the limit of open files uvloop's
@@ -15,11 +15,22 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from aiohttp import web
+from aiohttp.abc import AbstractAccessLogger
+
 from core import __version__
-from core.auth.networks import plain_address
+from core.auth.networks import Networks, plain_address
 from core.errors import StartError
-from core.http.connection import HttpServer
-from core.http.limits import SURPLUS_TIMEOUT, Place
+from core.http.connection import (
+    IDLE_TIMEOUT,
+    LINGER,
+    Connection,
+    RequestHandler,
+    connection_of,
+    shown_path,
+)
+from core.http.heads import MAX_FIELD, MAX_FIELDS, MAX_TARGET
+from core.http.limits import SURPLUS_TIMEOUT, Admission, Connections, room_for_connections
 from core.http.unix_socket import UnixSocket
 from core.settings import UNIX, ServerConfig
 from core.trouble import Trouble
@@ -32,6 +43,57 @@ PAUSE = 0.05  # seconds until it is tried again, where nothing more can be accep
 QUIET = 10.0  # seconds between two lines about that, which clients can bring about
 
 CurrentContext = Callable[[], ssl.SSLContext | None]  # the TLS context for a connection that comes now
+
+
+class AccessLog(AbstractAccessLogger):
+    """A line for each request, without its query and headers, where credentials may be."""
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        """Log a request. time: the seconds it took."""
+        peer, path = connection_of(request).peer, shown_path(request)
+        line = "%s %s %s %d %d bytes %.6f s"
+        self.logger.info(line, peer, request.method, path, response.status, response.body_length, time)
+
+
+class HttpServer(web.Server):
+    """aiohttp's low-level server (every path is a topic: there is nothing to route), with our Connection."""
+
+    def __init__(self, handler: RequestHandler, settings: ServerConfig, files_of_others: int) -> None:
+        """files_of_others: open files that the server must leave to connections that plugins make."""
+        super().__init__(handler.handle, handler_cancellation=True)  # so a disconnect is noticed at once
+        self._handler = handler
+        self._settings = settings
+        self.limits = Connections(
+            *room_for_connections(settings.max_connections, files_of_others),
+            settings.max_connections_per_address,
+            Networks(settings.trusted_proxies),
+        )
+
+    def connection(self, peer: str | None, admission: Admission) -> Connection:
+        """What serves a connection that has been counted."""
+        return Connection(
+            self,
+            self._handler,
+            self.limits,
+            peer,
+            admission,
+            self._settings.head_timeout,
+            loop=self._loop,
+            keepalive_timeout=IDLE_TIMEOUT,
+            lingering_time=LINGER,
+            max_line_size=MAX_TARGET,
+            max_field_size=MAX_FIELD,
+            max_headers=MAX_FIELDS,
+            auto_decompress=False,  # inflate() does it, and knows the limit
+            logger=logging.getLogger("pypubsub.http"),
+            access_log=logging.getLogger("pypubsub.access") if self._settings.access_log else None,
+            access_log_class=AccessLog,
+        )
+
+    def turned_away(self, peer: str | None, admission: Admission) -> None:
+        """Count and log a connection that is closed without an answer."""
+        if refused := self.limits.refusal(admission):
+            self._handler.note_refusal(refused, "a connection, without an answer,", peer)
 
 
 class Listeners:
@@ -140,26 +202,26 @@ class Listeners:
 
     def _take(self, accepted: socket.socket, peer: str | None, context: CurrentContext | None) -> None:
         """Count a connection, and have it opened."""
-        place = self._http.limits.enter(peer)
-        if place == "closed":
+        admission = self._http.limits.enter(peer)
+        if admission == "closed":
             accepted.close()
-            self._http.turned_away(peer, place)
+            self._http.turned_away(peer, admission)
             return
-        opening = self._loop.create_task(self._open(accepted, peer, place, context and context()))
+        opening = self._loop.create_task(self._open(accepted, peer, admission, context and context()))
         under_way = self._opening if context is None else self._handshakes
         under_way.add(opening)
         opening.add_done_callback(under_way.discard)
 
     async def _open(
-        self, accepted: socket.socket, peer: str | None, place: Place, context: ssl.SSLContext | None
+        self, accepted: socket.socket, peer: str | None, admission: Admission, context: ssl.SSLContext | None
     ) -> None:
         """Have the event loop open a connection, over TLS with its handshake, and close it in the end."""
-        connection = self._http.connection(peer, place)
+        connection = self._http.connection(peer, admission)
         connect = partial(self._loop.connect_accepted_socket, lambda: connection, accepted)
         try:
             if context is None:
                 await connect()
-            elif place == "admitted":
+            elif admission == "admitted":
                 await connect(ssl=context, ssl_handshake_timeout=self._handshake_timeout)
             else:
                 await connect(
@@ -169,7 +231,7 @@ class Listeners:
             log.debug("a connection from %s was not opened: %s", peer, error)
         finally:
             if not connection.opened:
-                self._http.limits.leave(peer, place)
+                self._http.limits.leave(peer, admission)
 
 
 async def tcp_sockets(host: str, port: int, *, ipv4_too: bool) -> list[socket.socket]:
@@ -202,7 +264,7 @@ async def tcp_sockets(host: str, port: int, *, ipv4_too: bool) -> list[socket.so
     return sockets
 
 
-def plan(settings: ServerConfig) -> list[str]:
+def listening_plan(settings: ServerConfig) -> list[str]:
     """What would be listened on: a line each."""
     lines = []
     for bind in settings.bind:
