@@ -22,8 +22,8 @@ class Parses(Protocol):
     def parse(self, data: bytes) -> None:
         """Parse what comes next."""
 
-    def parse_behind(self, rest: bytes) -> None:
-        """Parse what comes behind that, or have it held back if a chunked body is under way."""
+    def parse_in_pieces(self, data: bytes) -> None:
+        """Parse what comes next, as far as it is not to be held back."""
 
     def pause_socket(self) -> None:
         """Read no more for now."""
@@ -79,5 +79,5 @@ class ChunkedBody:
             return
         held = self.take()
         self._connection.parse(held[:PARSED_AT_ONCE])
-        self._connection.parse_behind(held[PARSED_AT_ONCE:])
+        self._connection.parse_in_pieces(held[PARSED_AT_ONCE:])
         self._connection.resume_socket()

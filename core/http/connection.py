@@ -14,7 +14,7 @@ from aiohttp.http import HttpVersion, HttpVersion10, HttpVersion11, RawRequestMe
 
 from core.errors import Refused
 from core.events.store import Accepted
-from core.http.chunked_body import PARSED_AT_ONCE, ChunkedBody
+from core.http.chunked_body import MOST_HELD, PARSED_AT_ONCE, ChunkedBody
 from core.http.heads import HeadWatch, end_of_head, head_too_large, is_one_request, malformed
 from core.http.limits import SURPLUS_TIMEOUT, Admission, Connections
 from core.http.plain_publish import MAX_HEAD as MAX_PLAIN_HEAD
@@ -70,6 +70,7 @@ class Connection(web.RequestHandler):
         "handed_over",
         "handler",
         "head",
+        "idle",
         "limits",
         "lingers",
         "may_be_chunked",
@@ -103,11 +104,14 @@ class Connection(web.RequestHandler):
         self.body_size = 0  # its Content-Length
         self.chunked: ChunkedBody | None = None  # the same, if it is in chunks and under way
         self.may_be_chunked = False  # what comes next: it may belong to a head that began before
-        self.ahead = b""  # what has come and is not parsed yet, as too many requests wait
+        self.ahead = b""  # what has come and is not parsed yet, as others are to be answered first
         self.half_closed: asyncio.TimerHandle | None = None  # ends it, once the client sends no more
         self.given_up: Refused | None = None  # what is wrong with a head: what comes after it is dropped
         self.lingers = False  # whether all is answered, and only read on for
         self.handed_over = False
+        self.idle = (
+            True  # whether all that was asked for is answered; not: whether aiohttp's task has noticed
+        )
         self.taking = False  # whether a plain publish has been taken and is to be answered
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -124,7 +128,9 @@ class Connection(web.RequestHandler):
         """Something has come: heads of requests, a part of one, a part of a body."""
         if self.given_up:
             return
-        if self.chunked is not None and data:
+        if self.taking:
+            self._put_off(data)
+        elif self.chunked is not None and data:
             self.chunked.hold(data)
         elif self.chunked is not None and self.chunked.held:
             self._parse_on(self.chunked.take())
@@ -132,7 +138,7 @@ class Connection(web.RequestHandler):
             ahead, self.ahead = self.ahead, b""
             self._parse_on(ahead)
         elif len(data) > PARSED_AT_ONCE and (self.may_be_chunked or b"chunked" in data.lower()):
-            self._parse_in_pieces(data)
+            self.parse_in_pieces(data)
         else:
             self.parse(data)
 
@@ -143,12 +149,18 @@ class Connection(web.RequestHandler):
         """Whether nothing that comes is parsed any more."""
         return self.given_up is not None or self.transport is None
 
-    def parse_behind(self, rest: bytes) -> None:
-        """Parse what comes next, or hold it back if a chunked body is under way."""
-        if self.chunked is not None:
-            self.chunked.hold(rest)
-        else:
-            self._parse_in_pieces(rest)
+    def parse_in_pieces(self, data: bytes) -> None:
+        """Parse what comes next, as far as it is not to be held back."""
+        for start in range(0, len(data), PARSED_AT_ONCE):
+            if self.given_up:
+                return
+            if self.chunked is not None:
+                self.chunked.hold(data[start:])
+                return
+            if self.taking:
+                self._put_off(data[start:])
+                return
+            self.parse(data[start : start + PARSED_AT_ONCE])
 
     def pause_socket(self) -> None:
         """Read no more for now."""
@@ -165,19 +177,16 @@ class Connection(web.RequestHandler):
         if self.chunked is not None and body is self.chunked.body:
             self.chunked.want()
 
-    def _parse_in_pieces(self, data: bytes) -> None:
-        for start in range(0, len(data), PARSED_AT_ONCE):
-            self.parse(data[start : start + PARSED_AT_ONCE])
-            if self.given_up:
-                return
-            if self.chunked is not None:
-                self.chunked.hold(data[start + PARSED_AT_ONCE :])
-                return
-
     def _parse_on(self, rest: bytes) -> None:
         """Parse what the parser has kept, and the rest behind it."""
         self.parse(b"")
-        self.parse_behind(rest)
+        self.parse_in_pieces(rest)
+
+    def _put_off(self, data: bytes) -> None:
+        """Keep what comes behind a publish that is being stored, until that is answered."""
+        self.ahead += data
+        if len(self.ahead) > MOST_HELD:
+            self._pause_transport_reading()
 
     def _leave_body(self) -> None:
         """Drop what is held, and whatever still comes."""
@@ -191,13 +200,12 @@ class Connection(web.RequestHandler):
         """Parse what comes next, and see to it that what is complete by then is answered."""
         count = self._request_count
         waiter, self._waiter = self._waiter, None  # lest aiohttp wakes the task that answers
-        idle = waiter is not None and not waiter.done() and not self.taking
         in_body = self._in_body
         taken = False
         try:
             self._feed_all(data)
             if self._request_count != count:
-                taken = idle and self._publish_at_once(len(data))
+                taken = self.idle and self._publish_at_once(len(data))
         finally:
             self._waiter = waiter
         self.may_be_chunked = not taken
@@ -205,7 +213,7 @@ class Connection(web.RequestHandler):
             self.chunked = None
         if self._request_count != count:
             self.head.stop()
-            if idle and not taken:
+            if self._messages:
                 self._wake()
         elif data and not (in_body or self.ahead):  # a part of the next head, perhaps behind one not answered
             if not self.head.waits:
@@ -273,19 +281,23 @@ class Connection(web.RequestHandler):
             self.body.feed_eof()
 
     def _wake(self) -> None:
-        """Have aiohttp's task handle the requests that wait."""
+        """Have aiohttp's task handle the requests that wait, if it does not come round to them by itself."""
+        self.idle = False
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def _publish_at_once(self, size: int) -> bool:
-        """Take the one request that has come, of so many bytes, if it is a plain publish."""
+        """Take the one request that has come, of so many bytes, if it is a plain publish.
+
+        aiohttp's task may not have begun to wait for requests, so it must not find this one.
+        """
         if (
             len(self._messages) != 1
             or size > MAX_SIZE
+            or self.ahead
             or self._logging_enabled
             or self.writing_paused
             or self.admission != "admitted"
-            or self._parser is None
         ):
             return False
         message, payload = self._messages[0]
@@ -294,42 +306,45 @@ class Connection(web.RequestHandler):
         if size - payload.total_bytes > MAX_PLAIN_HEAD or not is_plain_publish(message):
             return False
         body = payload.read_nowait()
+        self._messages.clear()
         taken = self.handler.publish_at_once(self.peer, message, body)
         if taken is None:
-            self._put_back(body)
+            self._put_back(message, body)
             return False
-        self.taking = True
+        self.idle, self.taking = False, True
         if taken.done():
-            self._answer_taken(body, taken)
+            self._answer_taken(message, body, taken)
         else:
-            taken.add_done_callback(partial(self._answer_taken, body))
+            taken.add_done_callback(partial(self._answer_taken, message, body))
         return True
 
-    def _answer_taken(self, body: bytes, taken: asyncio.Future[Accepted]) -> None:
+    def _answer_taken(self, message: RawRequestMessage, body: bytes, taken: asyncio.Future[Accepted]) -> None:
         """Answer the request that was taken. If it is refused, it goes the long way, which can say so."""
         self.taking = False
         failed = taken.cancelled() or taken.exception() is not None
         if self.transport is None or self._parser is None:
             return  # the publisher has hung up
         if failed:
-            self._put_back(body)
+            self._put_back(message, body)
+            self._wake()
         else:
-            self._messages.popleft()
             self._parser.message_consumed()
             self.transport.write(self.handler.accepted_answer(taken.result()))
-            if self.half_closed and not self._messages:
-                self.force_close()
-                return
+            self.idle = True
             self._watch_idleness()
-        if self._messages:
-            self._wake()
+        if self.ahead:
+            ahead, self.ahead = self.ahead, b""
+            self.resume_socket()
+            self.data_received(ahead)
+        if self.half_closed and self._is_done:
+            self.force_close()
 
-    def _put_back(self, body: bytes) -> None:
-        """Let aiohttp read a body that was read before."""
+    def _put_back(self, message: RawRequestMessage, body: bytes) -> None:
+        """Let aiohttp's task have a request whose body was read before."""
         payload = StreamReader(self, MAX_SIZE, loop=self._loop)
         payload.feed_data(body)
         payload.feed_eof()
-        self._messages[0] = self._messages[0][0], payload
+        self._messages.append((message, payload))
 
     def _watch_idleness(self) -> None:
         """Do what aiohttp does after an answer."""
@@ -360,11 +375,8 @@ class Connection(web.RequestHandler):
     def _give_up(self, refused: Refused) -> None:
         self.head.stop()
         self.given_up = refused
-        waiter = self._waiter
-        if self.taking:  # that is answered first, and not by aiohttp's task
-            self._waiter = None
+        self.idle = False
         super().data_received(NO_HEAD)  # which handle_error() answers
-        self._waiter = waiter
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None
         """The client sends no more: it has gone, or waits for an answer to what it has sent.
@@ -373,16 +385,20 @@ class Connection(web.RequestHandler):
         """
         if self.transport is None or self.lingers or self.transport.get_extra_info("sslcontext"):
             return False
-        idle = self._waiter is not None and not self._waiter.done()
-        held = self.chunked is not None and bool(self.chunked.held)
-        if (self._in_body and not held) or not (self._messages or (self._request_count and not idle)):
+        if self._is_done:
             return False
         self.head.stop()
-        if not self._messages and not self._in_body:
+        if not (self._messages or self._in_body or self.taking):
             self.close()  # behind the answer that is under way
         if self.half_closed is None:
             self.half_closed = self._loop.call_later(ANSWER_TIMEOUT, self.transport.abort)
         return True
+
+    @property
+    def _is_done(self) -> bool:
+        """Whether nothing can be answered any more, if no more comes."""
+        held = self.chunked is not None and self.chunked.held
+        return self.idle or (self._in_body and not held)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is gone."""
@@ -440,6 +456,9 @@ class Connection(web.RequestHandler):
                 self.transport.write_eof()
             self.lingers = True
             await asyncio.sleep(LINGER)  # or until the client hangs up, which cancels this
+        else:
+            sent, hung_up = finished
+            self.idle = bool(sent.keep_alive) and not (hung_up or self._messages)
         return finished
 
 
