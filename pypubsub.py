@@ -143,9 +143,7 @@ class Server:
         take_signals(loop, self._on_stop_signal, leave_at_once, self._on_reload_signal)
         others = sum(source.files for source in self._sources)
         http = HttpServer(self, self.config.server, files_of_others=others)
-        runner = web.ServerRunner(http, shutdown_timeout=0.1)  # _drain() has waited already
         listeners = Listeners(http, self.config.server.head_timeout)
-        await runner.setup()
         try:
             await self._open(listeners)
             if self._stop.is_set():  # it may have taken long
@@ -155,7 +153,7 @@ class Server:
             await self._serve(listeners)
         finally:
             await listeners.stop()
-            await runner.cleanup()
+            await http.stop(0.1)  # _drain() has waited already
             await self._authentication.stop()
             for plugin in reversed(self._plugins):
                 await plugin.stop()

@@ -79,6 +79,7 @@ class Handler:
         self.handled: list[bytes] = []
         self.stored: list[asyncio.Future[Accepted]] = []
         self.at_once = True  # whether they are stored in the same moment
+        self.answers_when: asyncio.Event | None = None  # whether, and for what, the others wait
 
     def publish_at_once(
         self,
@@ -96,6 +97,8 @@ class Handler:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer it."""
         self.handled.append(await request.read())
+        if self.answers_when:
+            await self.answers_when.wait()
         return web.Response()
 
     def accepted_answer(self, accepted: Accepted) -> bytes:  # noqa: ARG002
@@ -120,8 +123,9 @@ class Opened:
     def __init__(self) -> None:
         self.handler = Handler()
         self.transport = Transport()
-        server = HttpServer(self.handler, ServerConfig(), 0)
-        self.connection: Connection = server.connection("127.0.0.1", server.limits.enter("127.0.0.1"))
+        self.server = HttpServer(self.handler, ServerConfig(), 0)
+        admission = self.server.limits.enter("127.0.0.1")
+        self.connection: Connection = self.server.connection("127.0.0.1", admission)
         self.connection.connection_made(self.transport)
 
     def comes(self, data: bytes) -> None:
@@ -286,3 +290,33 @@ async def test_a_publisher_who_hangs_up_while_it_is_being_stored_is_forgotten() 
     await turns()
     assert opened.answers == []
     assert errors == []
+
+
+async def test_a_stop_closes_idle_connections_and_waits_for_answers() -> None:
+    """For so many seconds; whoever is answered meanwhile gets the whole answer."""
+    idle, asks = Opened(), Opened()
+    asks.handler.answers_when = asyncio.Event()
+    asks.comes(publish(1, "X-Other: 1\r\n"))
+    await turns()
+    await asyncio.wait_for(idle.server.stop(60), 5)
+    assert idle.transport.closed
+    stop = asyncio.create_task(asks.server.stop(60))
+    await turns()
+    assert not stop.done()
+    assert not asks.transport.closed
+    asks.handler.answers_when.set()
+    await asyncio.wait_for(stop, 5)
+    assert asks.answers == [LONG]
+    assert asks.transport.closed
+
+
+async def test_a_stop_cuts_off_what_is_not_answered_in_time() -> None:
+    """Its task is cancelled."""
+    opened = Opened()
+    opened.handler.answers_when = asyncio.Event()
+    opened.comes(publish(1, "X-Other: 1\r\n"))
+    await turns()
+    await opened.server.stop(0.01)
+    assert opened.transport.closed
+    await turns()
+    assert opened.answers == []

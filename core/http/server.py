@@ -90,6 +90,12 @@ class HttpServer(web.Server):
             access_log_class=AccessLog,
         )
 
+    async def stop(self, within: float) -> None:
+        """Close all connections: idle ones at once, others when they are answered, or after some seconds."""
+        await asyncio.sleep(0)  # what has just come is handled first
+        self.pre_shutdown()
+        await self.shutdown(within)
+
     def turned_away(self, peer: str | None, admission: Admission) -> None:
         """Count and log a connection that is closed without an answer."""
         if refused := self.limits.refusal(admission):
