@@ -40,6 +40,7 @@ Beside that road:
     auth/attempts           failed attempts to log in
     auth/fair_line          who waits for a thread that checks a log-in, and for how long
     http/limits             how many there may be, in all and from one address
+    http/private_names      what is private in aiohttp, and is used all the same
     http/refusals           what was refused, counted
     log_line                a line of the log stays one line
     auth/rights             what somebody may see and say

@@ -78,7 +78,7 @@ class HttpServer(web.Server):
             peer,
             admission,
             self._settings.head_timeout,
-            loop=self._loop,
+            loop=asyncio.get_running_loop(),
             keepalive_timeout=IDLE_TIMEOUT,
             lingering_time=LINGER,
             max_line_size=MAX_TARGET,
