@@ -6,6 +6,7 @@ What all of them stand on lies beside them.
 An event runs through these modules in this order:
 
     http/server             what is accepted, within the limits, TLS or not
+    http/incoming           what comes over aiohttp's connections, and what is held back of it
     http/connection         aiohttp's connections, and what of a request has nothing to do with events
     http/heads              the head of a request: its size, its time, and what is said of a bad one
     http/chunked_body       a chunked body, held back until somebody asks for it
