@@ -345,7 +345,7 @@ class Server:
         only_known(request.query, QUERY_KEYS)
         only_one(request.query, *QUERY_KEYS)
         only_one(request.headers, *HEADERS)
-        asked = replay_request(request.headers, request.query, max(time.time(), self.intake.latest))
+        asked = replay_request(request.headers, request.query, max(time.time(), self._store.latest))
         login = await self._admission.log_in(self._asker(request), request.headers)
         wire = self._wire_for(request)
         if "User-Agent" not in request.headers:
@@ -422,7 +422,7 @@ class Server:
         """
         while True:
             private = self._admission.may_read_private(login)
-            now = await self.intake.now(private=private)
+            now = await self._store.now(private=private)
             await self._store.settle(now.position, private=private)  # what was stamped before is delivered
             moment = Mark(now.position, now.timestamp)
             placement = await self._store.place(asked, moment, private=private)

@@ -20,9 +20,10 @@ An event runs through these modules in this order:
     http/body               a body, inflated within its limit
     events/event            a payload -> an Event, with its bytes for each wire form
     events/turns            how those who bring many events share the server with everybody else
-    events/intake           the one door: events are stamped, in order, and handed to the store
+    events/intake           the one door for events, whoever brings them: it hands them to the store
     events/cursor           the position (and time) that an event gets when it is published
-    events/store            where it goes before it goes out: kept in memory, in a file, or not at all
+    events/store            where it gets its stamp and goes before it goes out: memory, a file, or nowhere
+    events/local_store      the order of events where one server makes it alone, for all stores of its own
     delivery/fanout         on its way to the subscribers: one write to each in a turn of the event loop
     delivery/registry       the topic index: which of them want this event
     delivery/channel        those who get the same bytes, and what is pending and being written for them

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from core.events.cursor import Mark, Stamps
+from core.events.cursor import Stamps
 from core.events.event import Event
 from core.settings import ServerConfig
 from plugins.backlog.file import StoredBacklog
@@ -37,8 +37,8 @@ async def running(
         if path
         else Backlog(config, delivered, seconds)
     )
-    now = stamps.next()
-    stamps.go_on_after(await store.open(Mark(now.position, now.timestamp)))
+    store._stamps = stamps
+    await store.open()
     task = asyncio.create_task(store.run())
     try:
         yield store

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.events.cursor import Stamps
-from core.events.event import Event
+from core.events.event import Draft
 from core.events.topics import publish_path
 from plugins.backlog import file as backlog_storage
 from plugins.backlog.memory import Backlog
@@ -49,19 +49,17 @@ class World:
 class Life:
     """A store in a world."""
 
-    def __init__(self, world: World, store: Backlog, stamps: Stamps) -> None:
+    def __init__(self, world: World, store: Backlog, delivered: Delivered) -> None:
         self.world = world
         self.store = store
-        self.stamps = stamps
+        self.delivered = delivered
 
     async def publish(self, count: int = 1) -> list[int]:
         """Publish events, a public and a private one each time; the positions."""
-        events = []
+        before = len(self.delivered)
         for _ in range(count):
-            both = [Event(publish_path(path), '{"a": 1', self.stamps.next()) for path in PATHS]
-            events += both
-            await self.store.append(both)
-        return [event.stamp.position for event in events]
+            await self.store.append([Draft(publish_path(path), '{"a": 1') for path in PATHS])
+        return [event.stamp.position for event in self.delivered[before:]]
 
     async def held(self) -> list[int]:
         """The positions of what is held after a pruning."""
@@ -79,12 +77,12 @@ class Life:
 async def living(world: World, directory: Path | None) -> AsyncIterator[Life]:
     """A store in a file in that directory, or in memory."""
     config = BacklogConfig(size=1000, max_age=MAX_AGE)
+    delivered = Delivered()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backlog_storage, "this_boot", lambda: world.boot)
         path = directory / "backlog.db" if directory else None
-        stamps = world.stamps()
-        async with running(config, path, Delivered(), stamps, lambda: world.since_boot) as store:
-            yield Life(world, store, stamps)
+        async with running(config, path, delivered, world.stamps(), lambda: world.since_boot) as store:
+            yield Life(world, store, delivered)
 
 
 @STORES

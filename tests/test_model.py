@@ -255,7 +255,7 @@ class Machine(RuleBasedStateMachine):
         else:
             self.store = Backlog(self.config, self.fanout, lambda: self.now_ns / 1e9)
         self.intake = Intake(self.store, self.fanout, 600)
-        self.intake._stamps = Stamps(self.clock, self.clock)
+        self.store._stamps = Stamps(self.clock, self.clock)
         if self.lives == 1 or not self.in_file:
             self.began = self.first_moment()
         self.delivered_now = []
@@ -516,7 +516,7 @@ class Machine(RuleBasedStateMachine):
         """As the server does: see pypubsub.Server._subscribe()."""
         (rights,) = reader.rights
         private = bool(rights.sees)
-        now = await self.intake.now(private=private)
+        now = await self.store.now(private=private)
         await self.store.settle(now.position, private=private)
         placement = await self.store.place(reader.asked, Mark(now.position, now.timestamp), private=private)
         reader.head, reader.verdict = now.position, placement.verdict

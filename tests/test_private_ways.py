@@ -49,7 +49,7 @@ class World:
             self.store = Backlog(BacklogConfig(size=100), self.fanout)
         self.intake = Intake(self.store, self.fanout, 600)
         clock = itertools.count(1_795_489_256_376_269_300, 1000)  # nanoseconds: a microsecond for each look
-        self.intake._stamps = Stamps(clock.__next__, clock.__next__)
+        self.store._stamps = Stamps(clock.__next__, clock.__next__)
 
     async def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run something to its end, with all threads at work."""
@@ -83,7 +83,7 @@ class World:
         there.setblocking(False)
 
         async def subscribe() -> None:
-            now = await self.intake.now(private=False)
+            now = await self.store.now(private=False)
             steps.append("has its moment")
             await self.store.settle(now.position, private=False)
             steps.append("need not wait for anything")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from core.events import store as store_module
 from core.events.cursor import Mark, Stamps
-from core.events.event import Event
+from core.events.event import Draft, Event
 from core.events.idempotency import Answers, Ask, Item, ask_again
 from core.events.intake import Intake
 from core.events.replay import Gone, Placement, ReplayRequest
@@ -53,17 +53,15 @@ class Clock:
 class Life:
     """A store, and its publisher."""
 
-    def __init__(self, store: Backlog, clock: Clock, stamps: Stamps, delivered: Delivered) -> None:
+    def __init__(self, store: Backlog, clock: Clock, delivered: Delivered) -> None:
         self.store = store
         self.clock = clock
-        self.stamps = stamps
         self.delivered = delivered
 
     async def publish(self, *paths: str) -> list[Event]:
         """Publish an event on each path, in one batch."""
-        events = [Event(publish_path(path), '{"a": "x"', self.stamps.next()) for path in paths]
-        await self.store.append(events)
-        return events
+        await self.store.append([Draft(publish_path(path), '{"a": "x"') for path in paths])
+        return self.delivered[-len(paths) :]
 
     async def read(self, after: int, *, private: bool) -> list[int]:
         """The positions of all events that are held after a position."""
@@ -77,7 +75,7 @@ class Life:
 
     async def ask(self, asked: ReplayRequest, *, private: bool) -> Placement:
         """Where a subscriber would begin."""
-        stamp = self.stamps.next()
+        stamp = await self.store.now(private=private)
         await self.store.settle(stamp.position, private=private)
         return await self.store.place(asked, Mark(stamp.position, stamp.timestamp), private=private)
 
@@ -92,7 +90,7 @@ async def living(
     config = BacklogConfig(size=size, max_age=max_age, storage=path, memory=memory)
     stamps = Stamps(clock, clock)
     async with running(config, Path(path) if path else None, delivered, stamps, clock.seconds) as store:
-        yield Life(store, clock, stamps, delivered)
+        yield Life(store, clock, delivered)
 
 
 BATCHES = st.lists(
@@ -224,7 +222,7 @@ async def test_what_a_failed_commit_has_left_behind_is_undone(tmp_path: Path) ->
     file.open(BEGINNING, from_the_start=False)
 
     def store(path: str, key: bytes) -> int:
-        event = Event(publish_path(path), '{"a": "x"', life.stamps.next())
+        event = Event(publish_path(path), '{"a": "x"', life.store._stamps.next())
         write = Write([event], Ask(key, b""), Accepted(event.stamp, 1), [Item("queue", key, 600)])
         file.store([write], end, life.clock.seconds())
         return event.stamp.position
@@ -426,7 +424,7 @@ async def test_private_events_are_replayed_to_those_who_may_see_them(tmp_path: P
     """Their own loss is theirs to know: complete is not claimed for a private range that has left."""
     for directory in (None, str(tmp_path)):
         async with living(directory, 3) as life:
-            before = life.stamps.next()
+            before = await life.store.now(private=True)
             await life.publish("/private/a", "/a")
             await life.publish(*["/private/a"] * 3)
             asked = ReplayRequest(cursor=before.cursor)

@@ -1,8 +1,8 @@
 """What becomes of published events: a store takes them, and decides when they go out.
 
 The server does not know whether events are kept in memory, in a file or not at all: it appends them, and the
-store delivers them in order once they are as safe as it can make them. A store that keeps them is also what
-subscribers read who were away, or have fallen behind.
+store gives them their stamps, and delivers them in that order once they are as safe as it can make them. A
+store that keeps them is also what subscribers read who were away, or have fallen behind.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from core.events.cursor import Mark, Stamp
-from core.events.event import Event
+from core.events.event import Draft, Event
 from core.events.idempotency import Ask, Item
 from core.events.recent import Line
 from core.events.replay import Gone, Placement, ReplayRequest
@@ -37,7 +37,7 @@ class Outlet(Protocol):
 class Accepted(NamedTuple):
     """What a publisher is told, and told again for the same Idempotency-Key."""
 
-    last: Stamp
+    last: Stamp  # that of the last event
     events: int  # how many
 
 
@@ -62,8 +62,22 @@ class Store(Protocol):
     """What the server and its subscribers ask of a store."""
 
     can_be_read: bool  # who was away, or has fallen behind, can go on from it
-    durable: bool  # a batch is stored whole or not at all, and answers are remembered over a restart
     is_full: bool  # so much waits to be stored that nothing may be appended
+    stamps_at_once: bool  # an event that is appended now gets its stamp now, and not behind a long batch
+
+    @property
+    def latest(self) -> float:
+        """The last pubsub_timestamp, in Unix seconds, which may be ahead of the clock."""
+
+    @property
+    def ahead(self) -> float:
+        """Seconds that stamps are ahead of the clock: since it was set back, or an earlier life."""
+
+    async def now(self, *, private: bool) -> Stamp:
+        """A place in the order of events, and not in the middle of a batch.
+
+        private: for somebody who may see private events; others are not to notice that there is such a batch.
+        """
 
     def end(self, *, private: bool) -> int:
         """The position of the last event that was delivered, of those that a subscriber may see.
@@ -72,11 +86,8 @@ class Store(Protocol):
         decide which way others' subscriptions take: it would show in the time that they take.
         """
 
-    async def open(self, now: Mark) -> Mark:
-        """Open what it needs. What stamps have to come after. Raises StartError.
-
-        now: a moment before every event to come.
-        """
+    async def open(self) -> None:
+        """Open what it needs, and go on after the stamps of an earlier life. Raises StartError."""
 
     def remembered(self) -> Sequence[Remembered]:
         """The answers of an earlier life, the oldest first."""
@@ -92,13 +103,14 @@ class Store(Protocol):
 
     def append(
         self,
-        events: Sequence[Event],
+        drafts: Sequence[Draft],
         ask: Ask | None = None,
         items: Sequence[Item] = (),
         gone: Sequence[bytes] = (),
     ) -> asyncio.Future[Accepted]:
-        """Take events, at least one, in order. The future is done when they have been delivered.
+        """Stamp events, at least one, in order, and take them. The future is done when they are delivered.
 
+        Events that are appended together follow one another: no other event comes in between.
         Its exception is Refused(503) if they could not be stored; nothing was delivered then.
         ask, items: remember the answer, or where the events came from, together with the events.
         gone: names of answers (Ask.name) that need not be remembered any longer.
@@ -125,10 +137,3 @@ class Store(Protocol):
 
 class StoreError(Exception):
     """The store cannot be read or written. One line."""
-
-
-def accepted(events: Sequence[Event]) -> asyncio.Future[Accepted]:
-    """The future of events that have been delivered."""
-    future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-    future.set_result(Accepted(events[-1].stamp, len(events)))
-    return future

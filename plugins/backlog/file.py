@@ -123,17 +123,16 @@ class StoredBacklog(Backlog):
 
     # A life
 
-    async def open(self, now: Mark) -> Mark:
+    async def _open(self, now: Mark) -> Mark:
         """Open the file, which may be an old one that is imported, or begin a new one."""
-        self.check()
-        last = await self._in(self._writing, self._open, now)
+        last = await self._in(self._writing, self._open_file, now)
         try:
             await self._in(self._reading, self._file.open_reader)
         except StoreError as error:
             raise StartError(f"server.backlog.storage: {error}") from error
         return last
 
-    def _open(self, now: Mark) -> Mark:
+    def _open_file(self, now: Mark) -> Mark:
         lock_path = Path(f"{self._path}-lock")
         # the lock stays when the file itself is taken away; an empty file may be what a crash of 0.7 has left
         first_life = not lock_path.exists() and not self._path.exists()
@@ -210,6 +209,7 @@ class StoredBacklog(Backlog):
 
     async def flush(self) -> None:
         """Wait until everything appended is delivered or refused."""
+        await super().flush()
         while under_way := self._under_way(private=True):
             await asyncio.wait(under_way)
 
@@ -235,12 +235,8 @@ class StoredBacklog(Backlog):
 
     # Writing
 
-    def append(
-        self,
-        events: Sequence[Event],
-        ask: Ask | None = None,
-        items: Sequence[Item] = (),
-        gone: Sequence[bytes] = (),
+    def _take(
+        self, events: Sequence[Event], ask: Ask | None, items: Sequence[Item], gone: Sequence[bytes]
     ) -> asyncio.Future[Accepted]:
         """Have events stored, and then delivered."""
         done: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from core.events.cursor import Mark, position_of
 from core.events.event import Event
 from core.events.idempotency import Ask, Item
+from core.events.local_store import LocalStore, delivered
 from core.events.recent import Recent
 from core.events.replay import (
     NOTHING,
@@ -29,8 +30,6 @@ from core.events.store import (
     Accepted,
     Outlet,
     Page,
-    Remembered,
-    accepted,
 )
 from plugins import Plugin
 from plugins.backlog.ages import Ages, since_boot
@@ -58,19 +57,17 @@ class Kind:
         return oldest
 
 
-class Backlog(Plugin):
+class Backlog(LocalStore, Plugin):
     """A store that keeps events in memory. clock: seconds, that nobody sets."""
 
     name = "store"
     can_be_read = True
-    durable = False
-    is_full = False
 
     def __init__(
         self, config: BacklogConfig, outlet: Outlet, clock: Callable[[], float] = since_boot
     ) -> None:
+        super().__init__(outlet)
         self._config = config
-        self._outlet = outlet
         self._clock = clock
         self._public = Kind()
         self._private = Kind()
@@ -91,16 +88,12 @@ class Backlog(Plugin):
 
     # A life
 
-    async def open(self, now: Mark) -> Mark:
+    async def _open(self, now: Mark) -> Mark:
         """Begin to remember."""
         self._began = now
         for kind in self._kinds.values():
             kind.ages = Ages([(self._clock(), now.timestamp)])
         return now
-
-    def remembered(self) -> Sequence[Remembered]:
-        """Nothing: answers are kept by the server, in memory."""
-        return ()
 
     async def run(self) -> None:
         """Let go of events that are too old, until cancelled."""
@@ -128,26 +121,19 @@ class Backlog(Plugin):
         newest = kind.recent.newest_timestamp
         return bool(newest) and kind.ages.look(now, newest)
 
-    async def flush(self) -> None:
-        """Nothing waits."""
-
     # Writing
 
-    async def remembered_items(self, queue: str) -> Sequence[tuple[bytes, float]]:  # noqa: ARG002
-        """None: what earlier lives knew is gone."""
-        return ()
-
-    def append(
+    def _take(
         self,
         events: Sequence[Event],
-        ask: Ask | None = None,  # noqa: ARG002
-        items: Sequence[Item] = (),  # noqa: ARG002
-        gone: Sequence[bytes] = (),  # noqa: ARG002
+        ask: Ask | None,  # noqa: ARG002
+        items: Sequence[Item],  # noqa: ARG002
+        gone: Sequence[bytes],  # noqa: ARG002
     ) -> asyncio.Future[Accepted]:
         """Keep events, and deliver them."""
         for event in events:
             self._keep(event)
-        return accepted(events)
+        return delivered(events)
 
     def _keep(self, event: Event) -> None:
         kind = self._private if event.path.private else self._public
@@ -161,9 +147,6 @@ class Backlog(Plugin):
             kind.lost = kind.drop_oldest()
 
     # Reading
-
-    async def settle(self, position: int, *, private: bool) -> None:
-        """Nothing waits."""
 
     def _seen(self, private: bool) -> tuple[Kind, ...]:
         return (self._public, self._private) if private else (self._public,)
