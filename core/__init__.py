@@ -35,7 +35,6 @@ Beside that road:
 
     events/replay           what a subscriber asks to have sent again, and what it can be promised
     delivery/catch_up       a subscriber's way from the backlog to live, and back when it falls behind
-    events/recent           the newest events, in memory
     events/waiting          what has been sent and is not published yet, bounded in bytes
     events/idempotency      what was published before: answers for publishers who ask twice, items of queues
     auth/login              credentials, and what a provider of users answers to them

@@ -19,9 +19,8 @@ from core.delivery.catch_up import Follower, Surroundings, shared_parts
 from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
 from core.delivery.wire import BARE
-from core.events.recent import Line
 from core.events.replay import Placement
-from core.events.store import Page
+from core.events.store import Line, Page
 from core.events.subscription import EVERYTHING
 from daemon import Daemon, StartDaemon, basic
 from plugins.backlog.unstored import Unstored

@@ -12,9 +12,8 @@ from core.delivery.catch_up import Follower, Surroundings, shared_parts
 from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
 from core.delivery.wire import BARE, CHUNKED, JsonLines, Wire
-from core.events.recent import Line
 from core.events.replay import Placement
-from core.events.store import Page
+from core.events.store import Line, Page
 from core.events.subscription import Subscription, parse_subscription
 from core.events.topics import publish_path
 from core.http.limits import Connections

@@ -12,7 +12,6 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from core.events.cursor import Mark, Stamp
 from core.events.event import Draft, Event
 from core.events.idempotency import Ask, Item
-from core.events.recent import Line
 from core.events.replay import Gone, Placement, ReplayRequest
 
 PORTION = 200  # events that are stamped or delivered in one turn of the event loop
@@ -47,6 +46,14 @@ class Remembered(NamedTuple):
     ask: Ask
     accepted: Accepted
     age: float  # seconds
+
+
+class Line(NamedTuple):
+    """An event as the backlog has it, and subscribers read it."""
+
+    position: int
+    path: str  # pubsub_path
+    line: bytes
 
 
 class Page(NamedTuple):

@@ -19,9 +19,8 @@ from core.errors import StartError
 from core.events.cursor import TICKS_PER_SECOND, Mark, Stamp, position_at, position_of, stamp_at
 from core.events.event import Event
 from core.events.idempotency import MAX_ITEMS, MAX_REMEMBERED, SCOPE_SIZE, Ask, Item, fair_share
-from core.events.recent import Line
 from core.events.replay import NOTHING, Gone
-from core.events.store import PAGE_BYTES, PAGE_EVENTS, Accepted, Page, Remembered, StoreError
+from core.events.store import PAGE_BYTES, PAGE_EVENTS, Accepted, Line, Page, Remembered, StoreError
 
 _APPLICATION_ID = 0x50505362  # "PPSb", in the file's header
 _VERSION = 1

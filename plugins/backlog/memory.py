@@ -13,7 +13,6 @@ from core.events.cursor import Mark, position_of
 from core.events.event import Event
 from core.events.idempotency import Ask, Item
 from core.events.local_store import LocalStore, delivered
-from core.events.recent import Recent
 from core.events.replay import (
     NOTHING,
     Gone,
@@ -33,6 +32,7 @@ from core.events.store import (
 )
 from plugins import Plugin
 from plugins.backlog.ages import Ages, since_boot
+from plugins.backlog.recent import Recent
 from plugins.backlog.settings import BacklogConfig
 
 _PRUNINGS = 20  # by age, in max_age

@@ -5,21 +5,13 @@ and the garbage collector has nothing to look through.
 """
 
 from bisect import bisect_left, bisect_right
-from typing import NamedTuple
 
 from core.events.cursor import Mark
 from core.events.event import Event
+from core.events.store import Line
 
 _OVERHEAD = 200  # bytes that an event takes beside its line and path: three numbers, two objects, five places
 _SPARE = 1000  # events that have been dropped and not yet cut off the lists
-
-
-class Line(NamedTuple):
-    """An event as it is kept."""
-
-    position: int
-    path: str  # pubsub_path
-    line: bytes
 
 
 class Recent:
