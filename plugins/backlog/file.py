@@ -25,6 +25,7 @@ from core.events.store import PORTION, Accepted, Outlet, Page, Remembered, Store
 from core.events.turns import Slice
 from core.events.waiting import MOST_WAITING
 from core.settings import ServerConfig
+from core.trouble import Trouble
 from plugins.backlog.ages import Ages, since_boot, this_boot
 from plugins.backlog.database import KINDS, RESERVED_AHEAD, BacklogFile, Clock, Write
 from plugins.backlog.import_0_7 import import_old_backlog, is_old_backlog
@@ -38,6 +39,7 @@ _GROUP_EVENTS = 10_000  # with as many, or so many bytes, a group that is stored
 _GROUP_BYTES = 8 * 1024**2
 _CLOCK_KEPT_EVERY = 60.0  # seconds
 _LOG_MOVED_EVERY = 60.0  # seconds, at least
+_ANY = "any"  # failures of a kind: only the first one is told, whatever the reasons of the others
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,31 +51,6 @@ class _Waiting(NamedTuple):
     write: Write
     size: int  # bytes of their lines
     done: asyncio.Future[Accepted]
-
-
-class _Ability:
-    """Whether the file can be written, or read. The log is told when that changes, and not each time.
-
-    what: "write", "read"; consequence: what it means while that is not so.
-    """
-
-    def __init__(self, what: str, path: Path, consequence: str) -> None:
-        self._what = what
-        self._path = path
-        self._consequence = consequence
-        self.there = True
-
-    def fails(self, error: StoreError) -> None:
-        """It could not be done."""
-        if self.there:
-            log.error("cannot %s, %s until this is mended: %s", self._what, self._consequence, error)
-        self.there = False
-
-    def works(self) -> None:
-        """It could be done."""
-        if not self.there:
-            log.info("can %s again: %s", self._what, self._path)
-        self.there = True
 
 
 class StoredBacklog(Backlog):
@@ -105,11 +82,11 @@ class StoredBacklog(Backlog):
         # by whether they may see private events: position up to which others may be given to subscribers
         self._reserved = {False: 0, True: 0}
         self._reservation = asyncio.Lock()
-        self._can_write = _Ability("write", path, "publishers are refused")
-        self._can_move = _Ability(
-            "move what is stored from the -wal into the file", path, "nothing is lost, but the -wal grows"
+        self._writing_fails = self._trouble("write", "publishers are refused")
+        self._moving_fails = self._trouble(
+            "move what is stored from the -wal into the file", "nothing is lost, but the -wal grows"
         )
-        self._can_read = _Ability("read", path, "replays from it are refused or break off")
+        self._reading_fails = self._trouble("read", "replays from it are refused or break off")
         self._remembered: Sequence[Remembered] = ()
         self._lived_before = 0.0  # seconds that the file has lived, beside those of the clock
         self._log_moved = -math.inf  # when that was last tried: seconds that the file had lived
@@ -120,6 +97,11 @@ class StoredBacklog(Backlog):
         shown = Path(self._config.storage or self._path)
         if not self._path.parent.is_dir():
             raise StartError(f"server.backlog.storage: {shown}: there is no directory {shown.parent}")
+
+    def _trouble(self, what: str, consequence: str) -> Trouble:
+        """What the log says while something cannot be done with the file."""
+        began = f"cannot {what}, {consequence} until this is mended: %s"
+        return Trouble(log, began, f"can {what} again: {self._path}", level=logging.ERROR)
 
     # A life
 
@@ -159,7 +141,7 @@ class StoredBacklog(Backlog):
             while self._file.prune(self._oldest_kept(), self._lived()):
                 pass
         except StoreError as error:  # it can be read, at least
-            self._can_write.fails(error)
+            self._writing_fails.began(str(error), _ANY)
         self._drop_lost()
         return life.last
 
@@ -263,10 +245,10 @@ class StoredBacklog(Backlog):
             try:
                 await self._in(self._writing, self._file.store, writes, self.end(private=True), self._lived())
             except StoreError as error:
-                self._can_write.fails(error)
+                self._writing_fails.began(str(error), _ANY)
                 self._refuse(group)
             else:
-                self._can_write.works()
+                self._writing_fails.ended()
                 self._drop_lost()
                 await self._deliver_group(group)
                 if self._file.log_has_grown:
@@ -278,9 +260,9 @@ class StoredBacklog(Backlog):
         try:
             await self._in(self._writing, self._file.move_log)
         except StoreError as error:
-            self._can_move.fails(error)
+            self._moving_fails.began(str(error), _ANY)
         else:
-            self._can_move.works()
+            self._moving_fails.ended()
 
     def _next_group(self) -> list[_Waiting]:
         events = size = count = 0
@@ -331,13 +313,13 @@ class StoredBacklog(Backlog):
                 await self._in(self._writing, self._keep_clock)
             while await self._in(self._writing, self._file.prune, self._oldest_kept(), self._lived()):
                 self._drop_lost()
-            if not self._can_write.there:  # a write that changes something tells whether it can again
+            if self._writing_fails.lasts:  # a write that changes something tells whether it can again
                 await self._in(self._writing, self._file.reserve, self.end(private=True))
-                self._can_write.works()
+                self._writing_fails.ended()
         except StoreError as error:
-            self._can_write.fails(error)
+            self._writing_fails.began(str(error), _ANY)
         else:
-            if not self._can_move.there or lived >= self._log_moved + _LOG_MOVED_EVERY:
+            if self._moving_fails.lasts or lived >= self._log_moved + _LOG_MOVED_EVERY:
                 await self._move_log()
         self._drop_lost()
 
@@ -372,11 +354,11 @@ class StoredBacklog(Backlog):
             return
         async with self._reservation:
             # while nothing can be written, only a clock set back at a crash could give a position away twice
-            if position > self._reserved[private] and self._can_write.there:
+            if position > self._reserved[private] and not self._writing_fails.lasts:
                 try:
                     await self._in(self._writing, self._file.reserve, position)
                 except StoreError as error:
-                    self._can_write.fails(error)
+                    self._writing_fails.began(str(error), _ANY)
                 else:
                     self._reserved[private] = position + RESERVED_AHEAD
 
@@ -440,9 +422,9 @@ class StoredBacklog(Backlog):
         try:
             result = await self._in(self._reading, call, *arguments, **named)
         except StoreError as error:
-            self._can_read.fails(error)
+            self._reading_fails.began(str(error), _ANY)
             raise
-        self._can_read.works()
+        self._reading_fails.ended()
         return result
 
 
