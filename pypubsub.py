@@ -164,6 +164,7 @@ class Server:
     async def _open(self, listeners: Listeners) -> None:
         """Start the plugins, then listen. Raises StartError."""
         for plugin in self._plugins:
+            plugin.check()
             await plugin.start()
         await self.intake.open()
         if self._stop.is_set():
