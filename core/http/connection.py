@@ -32,10 +32,10 @@ SSLProtocol.max_size = 32 * 1024
 
 
 class RequestHandler(Protocol):
-    """Who answers requests."""
+    """Who answers requests: what they are about is known there, and nowhere in core.http."""
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer a request."""
+        """Answer a request. Raises ConnectionError if nobody is there to be answered."""
 
     def publish_at_once(
         self, peer: str | None, message: RawRequestMessage, body: bytes
@@ -46,17 +46,40 @@ class RequestHandler(Protocol):
         """
 
     def accepted_answer(self, accepted: Accepted) -> bytes:
-        """The answer to such a publish."""
+        """The answer to a plain publish, head and body, as it goes over the wire."""
 
     def refuse_malformed(self, request: web.BaseRequest, refused: Refused) -> web.StreamResponse:
         """Answer what never became a request for handle()."""
 
     def note_refusal(self, refused: Refused, what: str, peer: str | None) -> None:
-        """Count and log a refusal that gets no answer."""
+        """Count and log a refusal that gets no answer. what: what was refused. peer: whom."""
 
 
 class Connection(Incoming):
-    """A connection of aiohttp's that is counted, knows its peer, and deals with malformed heads our way."""
+    """A client's connection: it is counted, and answers plain publishes and malformed heads without aiohttp.
+
+    Its states: the flag that tells, what it means, and what moves it on.
+
+    opening      not `opened`: a TLS handshake may be under way
+                 -> idle, with connection_made()
+    idle         `idle`: all is answered, and it is kept for the next request (keep-alive)
+                 -> taking, with a plain publish; handling, with any other request; given up, with a head that
+                 is late, too large or malformed; closed, after IDLE_TIMEOUT or with the end of input
+    taking       `taking`: a plain publish is being stored; what comes behind it is kept as bytes
+                 -> idle, when it is stored and answered; handling, if the store refuses it
+    handling     neither: requests are with aiohttp's task, which answers them in their order, so that a slow
+                 one holds up those behind it (pipelining, head-of-line blocking)
+                 -> idle, with the last answer, or closed if that says so; handed over, with hand_over()
+    half-closed  `half_closed`, beside taking or handling: the client sends no more, but waits for answers
+                 -> closed, with the last answer or after ANSWER_TIMEOUT; handed over
+    given up     `given_up`: a head is refused, or a body is not read on; nothing more is parsed
+                 -> lingering, with the last answer
+    lingering    `lingers`: all is answered, and what comes is read and dropped, lest a reset takes the answer
+                 from a client that still sends (lingering close)
+                 -> closed, after LINGER or when the client hangs up
+    handed over  `handed_over`: it is a Stream, and aiohttp's no more
+    closed       `transport` is None: it counts no more
+    """
 
     __slots__ = ("admission", "handed_over", "handler", "limits", "lingers", "opened", "peer")
 
@@ -155,7 +178,7 @@ class Connection(Incoming):
         self._messages.append((message, payload))
 
     def _watch_idleness(self) -> None:
-        """Do what aiohttp does after an answer."""
+        """Have the connection closed when it has been idle for too long, as aiohttp does after an answer."""
         self._keepalive = True
         self._next_keepalive_close_time = self._loop.time() + IDLE_TIMEOUT
         if self._keepalive_handle is None:
@@ -205,7 +228,7 @@ class Connection(Incoming):
         return self.handler.refuse_malformed(request, self.given_up)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None
-        """The client sends no more: it has gone, or waits for an answer to what it has sent.
+        """The client sends no more: it has gone, or waits for an answer to what it has sent (half-close).
 
         Over TLS no connection can be half closed. True: this side is not closed.
         """
@@ -244,7 +267,7 @@ class Connection(Incoming):
         return stream
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """The connection is gone."""
+        """Count the connection out: it is gone, whoever closed it."""
         self.head.stop()
         if self.half_closed:
             self.half_closed.cancel()

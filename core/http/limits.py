@@ -46,7 +46,7 @@ class Connections:
         self._from: Counter[str] = Counter()  # admitted ones, of addresses that are not exempt
 
     def has_room(self) -> bool:
-        """Whether one more can be admitted, or told that it cannot."""
+        """Whether one more connection can be accepted: to be served, or to be told that it is too many."""
         return self._admitted < self.most or self._surplus < self.most_surplus
 
     def enter(self, peer: str | None) -> Admission:
@@ -99,7 +99,7 @@ class Connections:
         )
 
     def _counted_as(self, peer: str | None) -> str | None:
-        """None: it is exempt."""
+        """The address, or network of IPv6, that a peer counts for; None if it may have any number."""
         if not self._most_per_address or peer is None or peer == UNIX or self._exempt.hold(peer):
             return None
         return site_of(peer)

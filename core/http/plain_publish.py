@@ -23,19 +23,19 @@ class Head(Protocol):
 
     @property
     def method(self) -> str:
-        """In capitals."""
+        """The request's method, in capitals."""
 
     @property
     def version(self) -> tuple[int, int]:
-        """(1, 1) for HTTP/1.1."""
+        """The version of HTTP: (1, 1) is HTTP/1.1."""
 
     @property
     def raw_headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        """All fields."""
+        """All header fields as they came: name and value of each, in their order."""
 
     @property
     def headers(self) -> Container[str]:
-        """The names of the fields, in any case."""
+        """The names of the header fields, to be asked for in upper case or lower."""
 
     @property
     def should_close(self) -> bool:
@@ -74,7 +74,11 @@ def _is_plain_field(field: tuple[bytes, bytes]) -> bool:
 
 
 def accepted_answer(server: str, fields: str, *, vary: bool) -> bytes:
-    """What aiohttp would send for a publish that was accepted. fields: lines of the head."""
+    """The answer to an accepted publish, head and body, as aiohttp would send it.
+
+    server: the field Server. fields: more lines of the head, each with its line break. vary: whether answers
+    depend on the field Origin.
+    """
     return f"{_opening(server, vary, int(time.time()))}{fields}\r\naccepted\n".encode("ascii")
 
 

@@ -9,7 +9,7 @@ LINES_A_SECOND = 100  # of one kind; more say nothing that these do not
 
 
 class Kind(NamedTuple):
-    """What refusals are counted by."""
+    """What refusals are counted by: a status, and a reason where the status has several."""
 
     status: int
     reason: str  # a short word that stays the same over versions; "" where the status says it all
@@ -19,7 +19,7 @@ class Kind(NamedTuple):
 
 
 class Refusals:
-    """The refusals so far. clock: seconds that only grow."""
+    """How many requests were refused so far. clock: seconds that only grow."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.counts: Counter[Kind] = Counter()
@@ -29,7 +29,7 @@ class Refusals:
         self._left_out: Counter[Kind] = Counter()  # since the last line
 
     def add(self, status: int, reason: str) -> int | None:
-        """Count one. None: it gets no line; else how many like it had none since the last line."""
+        """Count a refusal. None: the log gets no line; else how many like it got none since the last one."""
         kind = Kind(status, reason)
         self.counts[kind] += 1
         second = int(self._clock())
@@ -43,5 +43,5 @@ class Refusals:
         return self._left_out.pop(kind, 0)
 
     def summary(self) -> str:
-        """All of them, such as "3 of 401, 12 of 503 (connections)"; "" if there were none."""
+        """All refusals so far, such as "3 of 401, 12 of 503 (connections)"; "" if there were none."""
         return ", ".join(f"{number} of {kind}" for kind, number in sorted(self.counts.items()))

@@ -39,7 +39,7 @@ def check_spoken(request: web.BaseRequest) -> None:
 
 
 def size_of_fields(request: web.BaseRequest) -> int:
-    """The bytes of all header fields."""
+    """How many bytes the names and values of all header fields have together."""
     return sum(map(len, chain.from_iterable(request.raw_headers)))
 
 

@@ -46,10 +46,10 @@ CurrentContext = Callable[[], ssl.SSLContext | None]  # the TLS context for a co
 
 
 class AccessLog(AbstractAccessLogger):
-    """A line for each request, without its query and headers, where credentials may be."""
+    """The access log: a line for each request, without its query and headers, where credentials may be."""
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        """Log a request. time: the seconds it took."""
+        """Log a request and its answer. time: the seconds it took."""
         peer, path = connection_of(request).peer, shown_path(request)
         line = "%s %s %s %d %d bytes %.6f s"
         self.logger.info(line, peer, request.method, path, response.status, response.body_length, time)
@@ -70,7 +70,7 @@ class HttpServer(web.Server):
         )
 
     def connection(self, peer: str | None, admission: Admission) -> Connection:
-        """What serves a connection that has been counted."""
+        """A new connection, which has been counted; it is opened by giving it to the event loop."""
         return Connection(
             self,
             self._handler,
@@ -105,6 +105,7 @@ class HttpServer(web.Server):
 class Listeners:
     """All sockets that listen, and the connections over them that are not open yet.
 
+    http: what serves the connections.
     handshake_timeout: seconds that a TLS handshake may take. asyncio's 60 are for links that are very slow.
     """
 
@@ -285,5 +286,5 @@ def listening_plan(settings: ServerConfig) -> list[str]:
 
 
 def url(bind: str, port: int, *, tls: bool) -> str:
-    """How an address and a port are written."""
+    """The URL of an address and a port that is listened on, as the log and --check write it."""
     return f"{'https' if tls else 'http'}://{f'[{bind}]' if ':' in bind else bind}:{port}"

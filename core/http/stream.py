@@ -14,9 +14,11 @@ _TIME_TO_RESET = 1.0  # seconds
 
 
 class Stream(asyncio.Protocol):
-    """What asyncio tells of such a connection; what a reader sends is dropped.
+    """A subscriber's connection: whether it takes more (backpressure), and that it is gone.
 
-    limits, peer, admission: where it counts until it is gone.
+    asyncio tells of that. What the subscriber sends is dropped.
+    limits, peer, admission: where the connection counts, and as what, until it is gone.
+    writing_paused: whether the kernel takes no more even now.
     """
 
     __slots__ = ("_admission", "_drained", "_limits", "_peer", "_task", "on_lost", "writing_paused")
@@ -42,11 +44,11 @@ class Stream(asyncio.Protocol):
         asyncio.get_running_loop().call_later(_TIME_TO_RESET, _abort_if_reset, transport)
 
     def pause_writing(self) -> None:
-        """The kernel does not take everything."""
+        """Note that more is written than the kernel takes: drain() waits from now on."""
         self.writing_paused = True
 
     def resume_writing(self) -> None:
-        """The kernel has taken everything."""
+        """Note that the kernel has taken everything, and let drain() return."""
         self.writing_paused = False
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
@@ -61,7 +63,7 @@ class Stream(asyncio.Protocol):
                 self._drained = None
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """The connection is gone."""
+        """End what is served, and count the connection out: it is gone, whoever closed it."""
         if self.on_lost:
             self.on_lost()
             self.on_lost = None
