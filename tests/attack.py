@@ -1,7 +1,6 @@
 """What the adversarial tests send: requests byte by byte, from any address of 127.0.0.0/8."""
 
 import asyncio
-import base64
 import itertools
 
 from daemon import Answer, Daemon
@@ -17,12 +16,6 @@ def fresh_address() -> str:
     """A listed address that nobody has guessed from yet."""
     number = next(_number)
     return f"127.0.{number // 250 + 1}.{number % 250 + 1}"
-
-
-def credentials(user: str | bytes, password: str | bytes = b"secret") -> bytes:
-    """The value of Authorization for any bytes in the place of a user and a password."""
-    both = (part.encode() if isinstance(part, str) else part for part in (user, password))
-    return b"Basic " + base64.b64encode(b":".join(both))
 
 
 def authorization(*values: bytes) -> bytes:

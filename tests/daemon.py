@@ -1,7 +1,6 @@
 """The real daemon, run as a subprocess on a free port."""
 
 import asyncio
-import base64
 import contextlib
 import copy
 import json
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import yaml
 
-from wire import Stream, free_port
+from wire import Stream, credentials, free_port
 
 Acl = Mapping[str, Any]  # user -> entry, as in the ACL file
 
@@ -51,7 +50,7 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 def basic(user: str, password: str = "secret") -> dict[str, str]:
     """The header with these credentials."""
-    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+    return {"Authorization": credentials(user, password).decode()}
 
 
 class Daemon:

@@ -17,14 +17,13 @@ from attack import (
     UNLISTED,
     all_answers,
     authorization,
-    credentials,
     fresh_address,
     publish,
     request,
     send,
 )
 from daemon import Daemon, basic
-from wire import Stream
+from wire import Stream, basic_of, credentials
 
 ACL: dict[str, Any] = {
     "alice": {"password": "secret", "acl": {"team": ["git"]}, "topics": ["deploy"]},
@@ -48,11 +47,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     daemon.start()
     yield daemon
     assert daemon.stop() == 0
-
-
-def base64_of(content: bytes) -> bytes:
-    """Credentials of any content."""
-    return b"Basic " + base64.b64encode(content)
 
 
 # Credentials
@@ -94,7 +88,7 @@ GARBAGE: dict[str, list[bytes]] = {
     "in Base32": [b"Basic " + base64.b32encode(b"alice:secret")],
     "in the URL's alphabet": [b"Basic " + base64.urlsafe_b64encode(base64.b64decode(ZOE[6:]))],
     "percent-encoded": [credentials("all").replace(b"=", b"%3D")],
-    "encoded twice": [base64_of(ENCODED)],
+    "encoded twice": [basic_of(ENCODED)],
     "without padding": [credentials("all").rstrip(b"=")],
     "cut off": [RIGHT[:-1]],
     "one character more": [RIGHT + b"A"],
@@ -104,13 +98,13 @@ GARBAGE: dict[str, list[bytes]] = {
     "garbage in the middle": [b"Basic " + ENCODED[:4] + b"!?*" + ENCODED[4:]],
     "Latin-1 in the Base64": [b"Basic \xe4" + ENCODED],
     "UTF-8 in the Base64": [b"Basic " + "ä".encode() + ENCODED],
-    "nothing encoded": [base64_of(b"") + b"===="],
-    "no colon": [base64_of(b"alice")],
-    "a fullwidth colon": [base64_of("alice\uff1asecret".encode())],
-    "a colon only": [base64_of(b":")],
-    "no user": [base64_of(b":secret")],
-    "a colon first": [base64_of(b":alice:secret")],
-    "no password": [base64_of(b"alice:")],
+    "nothing encoded": [basic_of(b"") + b"===="],
+    "no colon": [basic_of(b"alice")],
+    "a fullwidth colon": [basic_of("alice\uff1asecret".encode())],
+    "a colon only": [basic_of(b":")],
+    "no user": [basic_of(b":secret")],
+    "a colon first": [basic_of(b":alice:secret")],
+    "no password": [basic_of(b"alice:")],
     "a NUL behind the user": [credentials(b"alice\0")],
     "a NUL before the user": [credentials(b"\0alice")],
     "a NUL behind the password": [credentials(b"alice", b"secret\0")],
@@ -130,9 +124,9 @@ GARBAGE: dict[str, list[bytes]] = {
     "a soft hyphen": [credentials("ali\u00adce")],
     "a right-to-left override": [credentials("\u202eecila")],
     "Latin-1": [credentials("zoë".encode("latin-1"), "pässwörd:ÿþ?>".encode("latin-1"))],
-    "UTF-16": [base64_of("alice:secret".encode("utf-16"))],
-    "UTF-7": [base64_of(b"alice+ADo-secret")],
-    "an overlong colon": [base64_of(b"alice\xc0\xbasecret")],
+    "UTF-16": [basic_of("alice:secret".encode("utf-16"))],
+    "UTF-7": [basic_of(b"alice+ADo-secret")],
+    "an overlong colon": [basic_of(b"alice\xc0\xbasecret")],
     "a surrogate": [credentials(b"alice\xed\xa0\x80")],
     "beyond Unicode": [credentials(b"alice\xf5\x80\x80\x80")],
     "a cut-off character": [credentials(b"alice\xc3")],

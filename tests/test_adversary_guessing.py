@@ -23,7 +23,6 @@ from attack import (
     LISTED,
     all_answers,
     authorization,
-    credentials,
     fresh_address,
     publish,
     request,
@@ -40,6 +39,7 @@ from plugins.acl import provider as acl
 from plugins.acl.passwords import cost_class, is_password
 from plugins.acl.provider import AclFile, Verifier
 from plugins.acl.users import read_users
+from wire import credentials
 
 RIGHT = "hunter2-right"
 ALICE = {"password": RIGHT, "acl": {"every": "all"}, "topics": ["deploy"]}

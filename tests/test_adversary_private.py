@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from attack import LISTED, authorization, credentials, fresh_address, publish, request, send
+from attack import LISTED, authorization, fresh_address, publish, request, send
 from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights
 from core.delivery.catch_up import Follower, Surroundings, shared_parts
 from core.delivery.fanout import Fanout
@@ -24,7 +24,7 @@ from core.events.store import Line, Page
 from core.events.subscription import EVERYTHING
 from daemon import Daemon, StartDaemon, basic
 from plugins.backlog.unstored import Unstored
-from wire import Stream
+from wire import Stream, credentials
 
 MEMBER: dict[str, Any] = {"password": "secret", "acl": {"team": ["git"]}, "topics": ["deploy"]}
 ACL: dict[str, Any] = {

@@ -12,11 +12,11 @@ import pytest
 import trustme
 
 from attack import authorization, request, send
-from attack import credentials as written
 from daemon import Daemon, StartDaemon, basic
 from directory import BIND, SEARCH_DONE, Peer, answer, entry, fake
 from slapd import GROUPS, PASSWORDS, PEOPLE, SUFFIX, Slapd
 from wire import TIMEOUT
+from wire import credentials as written
 
 ACL = {
     f"cn=committers,{GROUPS}": ["commits"],

@@ -5,7 +5,6 @@ CPU time the daemon took for it. A plain PUT that is refused, in the same run, i
 """
 
 import asyncio
-import base64
 import contextlib
 import gc
 import gzip
@@ -31,7 +30,7 @@ from core.events.topics import parse_publish_path
 from core.expiring import Expiring
 from daemon import Daemon
 from hostile import Client, chunks, cost, resident
-from wire import TIMEOUT
+from wire import TIMEOUT, credentials
 
 MOST = 10  # times a plain refused PUT
 AT_LEAST = 0.002  # seconds that are let pass anyhow, which is less than a turn of the loop may take
@@ -78,7 +77,7 @@ def field(name: str, *values: bytes) -> bytes:
 
 def basic(user: str, password: str = "x") -> bytes:
     """The header with credentials of any length."""
-    return field("Authorization", b"Basic " + base64.b64encode(f"{user}:{password}".encode()))
+    return field("Authorization", credentials(user, password))
 
 
 def cut(text: str, size: int) -> str:

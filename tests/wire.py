@@ -1,6 +1,7 @@
 """A stream read byte by byte off the socket: chunk borders and ends are what many promises are about."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import secrets
@@ -24,6 +25,16 @@ def free_port() -> int:
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("127.0.0.1", port))
             return port
+
+
+def basic_of(content: bytes) -> bytes:
+    """The value of Authorization for such content, which may be anything."""
+    return b"Basic " + base64.b64encode(content)
+
+
+def credentials(user: str | bytes, password: str | bytes = b"secret") -> bytes:
+    """The value of Authorization for a user and a password of any bytes."""
+    return basic_of(b":".join(part.encode() if isinstance(part, str) else part for part in (user, password)))
 
 
 class Stream:
