@@ -49,6 +49,7 @@ from plugins.backlog import file as backlog_storage
 from plugins.backlog import memory as backlog
 from plugins.backlog.file import StoredBacklog
 from plugins.backlog.memory import Backlog
+from plugins.backlog.schema import KINDS
 from plugins.backlog.settings import BacklogConfig
 from searching import search
 from wire import START_NS
@@ -313,7 +314,7 @@ class Machine(RuleBasedStateMachine):
         with contextlib.closing(sqlite3.connect(str(self.config.storage))) as connection:
             rows = [
                 row
-                for kind in backlog_file.KINDS
+                for kind in KINDS
                 for row in connection.execute(f"SELECT line, position, timestamp, path FROM {kind}")  # noqa: S608
             ]
         return [Known(json.loads(line)["n"], position, at, path) for line, position, at, path in rows]

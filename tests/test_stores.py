@@ -24,15 +24,17 @@ from core.events.topics import publish_path
 from core.settings import ServerConfig
 from plugins.backlog import database as backlog_file
 from plugins.backlog import memory as backlog
+from plugins.backlog import remembered
 from plugins.backlog.database import BacklogFile, Write
 from plugins.backlog.file import StoredBacklog
 from plugins.backlog.memory import Backlog
+from plugins.backlog.schema import KINDS
 from plugins.backlog.settings import BacklogConfig
 from stores import Delivered, running
 from wire import START_NS
 
 BEGINNING = Mark(1, 0.0)
-NOTHING = dict.fromkeys(backlog_file.KINDS, 0.0)  # is too old
+NOTHING = dict.fromkeys(KINDS, 0.0)  # is too old
 
 
 class Clock:
@@ -202,7 +204,8 @@ async def test_all_items_are_looked_at_once_in_a_pruning(
 ) -> None:
     """However many old events leave in it: a million items take a good part of a second each time."""
     looks: list[float] = []
-    monkeypatch.setattr(backlog_file, "_forget_items", lambda _, now: looks.append(now))
+    monkeypatch.setattr(remembered, "forget_items", lambda _, now: looks.append(now))
+    monkeypatch.setattr(backlog, "_PRUNING_PAUSES", (60, 60))  # none by itself
     async with living(str(tmp_path), 5000, max_age=1) as life:
         await life.publish(*["/a"] * 2500)
         looks.clear()
@@ -231,7 +234,7 @@ async def test_what_a_failed_commit_has_left_behind_is_undone(tmp_path: Path) ->
     store("/private/a", b"refused, too")
     file.has_failed = True
     kept = store("/a", b"kept")
-    assert [line.position for line in file.read(0, 2**60, backlog_file.KINDS).lines] == [end, kept]
+    assert [line.position for line in file.read(0, 2**60, KINDS).lines] == [end, kept]
     assert [answer.ask.scope for answer in file.remembered(life.clock.seconds())] == [b"kept"]
     assert [key for key, _ in file.remembered_items("queue", life.clock.seconds())] == [b"kept"]
     file.close_reader()
@@ -275,8 +278,8 @@ def test_the_newest_items_of_each_queue_are_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither those of another queue nor the answers to publishers push them out, nor they those."""
-    monkeypatch.setattr(backlog_file, "MAX_ITEMS", 5)
-    monkeypatch.setattr(backlog_file, "MAX_REMEMBERED", 3)
+    monkeypatch.setattr(remembered, "MAX_ITEMS", 5)
+    monkeypatch.setattr(remembered, "MAX_REMEMBERED", 3)
     with opened(tmp_path) as (file, store):
         for n in range(20):
             store(1000 + n, Item("busy", b"%d" % n, 600))
@@ -299,7 +302,7 @@ def test_a_file_keeps_the_answers_of_those_who_have_few(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However it got too many: a pruning lets go of the oldest of the publisher who has the most."""
-    monkeypatch.setattr(backlog_file, "MAX_REMEMBERED", 20)
+    monkeypatch.setattr(remembered, "MAX_REMEMBERED", 20)
     with opened(tmp_path) as (file, store):
 
         def held(publisher: str) -> int:
@@ -354,7 +357,7 @@ def test_items_of_a_write_that_fails_are_not_remembered(tmp_path: Path) -> None:
         with pytest.raises(StoreError):
             store(1000, Item("queue", b"b", 600), Item("queue", None, 600))  # type: ignore[arg-type]
         assert file.remembered_items("queue", 1000) == [(b"a", 600)]
-        assert len(file.read(0, 2**62, backlog_file.KINDS).lines) == 1
+        assert len(file.read(0, 2**62, KINDS).lines) == 1
 
 
 async def test_a_read_that_is_shared_while_events_are_published_is_followed_by_them(tmp_path: Path) -> None:

@@ -27,9 +27,10 @@ from core.events.waiting import MOST_WAITING
 from core.settings import ServerConfig
 from core.trouble import Trouble
 from plugins.backlog.ages import Ages, since_boot, this_boot
-from plugins.backlog.database import KINDS, RESERVED_AHEAD, BacklogFile, Clock, Write
+from plugins.backlog.database import RESERVED_AHEAD, BacklogFile, Clock, Write
 from plugins.backlog.import_0_7 import import_old_backlog, is_old_backlog
 from plugins.backlog.memory import Backlog, Kind
+from plugins.backlog.schema import KINDS
 from plugins.backlog.settings import BacklogConfig
 
 log = logging.getLogger("pypubsub.backlog")
