@@ -11,19 +11,15 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import pytest
 import yaml
 
-from core.config import Section, build
-from core.settings import file_model
 from daemon import ROOT, Daemon, merged
 from documents import Block, Scenario, next_line, sections, skip_without, started, yaml_of
-from plugins import sections as plugin_sections
-from plugins.sqs.settings import QueueConfig, build_queues
 from wire import TIMEOUT
 
 README = (ROOT / "README.md").read_text()
@@ -34,8 +30,6 @@ SNIPPETS = {  # language of a block -> how to run it, beside which client
     "js": (["node"], "nodejs/client.js"),
     "ruby": (["ruby", "-e", "$stdout.sync = true; load ARGV[0]"], "ruby/client.rb"),
 }
-
-FILE = file_model(plugin_sections())  # pypubsub.yaml
 
 StartDaemon = Callable[..., Daemon]
 
@@ -121,51 +115,6 @@ def test_make_run_prints_the_lines_to_try() -> None:
     recipe = (ROOT / "Makefile").read_text().replace("'\\''", "'")
     assert subscribe in recipe
     assert publish in recipe
-
-
-def test_configuration_reference_is_complete() -> None:
-    """The table has every key, with the default that it has."""
-    rows = re.findall(r"^\| `(server|clients)\.([a-z_.]+)` \| (\S.*?) \| (\S.*) \|$", README, re.MULTILINE)
-    described = {f"{section}.{key}": default for section, key, default, _ in rows}
-    assert sorted(described) == sorted(key_paths(FILE))
-    required = {path for path, default in described.items() if default == "required"}
-    tls = {"cert": "cert.pem", "key": "key.pem"}
-    ldap = {"uri": "ldaps://example.org", "user_dn": "uid=%s", "base_scope": "dc=example", "acl": {}}
-    assert required == {f"server.tls.{key}" for key in tls} | {f"clients.ldap.{key}" for key in ldap}
-    content: dict[str, Any] = {"server": {"tls": tls, "backlog": {}}, "clients": {"ldap": ldap}}
-    without = build(FILE, content, Path("without the defaults"))
-    for path in described.keys() - required:
-        *above, key = path.split(".")
-        section = content
-        for name in above:
-            section = section[name]
-        section[key] = yaml.safe_load(described[path].strip("`"))
-    assert build(FILE, content, Path("with the README's defaults")) == without
-
-
-def test_reference_of_queues_is_complete() -> None:
-    """The table of docs/sqs.md has every key of a queue, with the default that it has."""
-    text = (ROOT / "docs" / "sqs.md").read_text()
-    described = dict(re.findall(r"^\| `([a-z_]+)` \| (required|`\S+`) \| \S.* \|$", text, re.MULTILINE))
-    assert sorted(described) == sorted(QueueConfig.model_fields)
-    assert [key for key, default in described.items() if default == "required"] == ["queue"]
-    defaults = {key: yaml.safe_load(default.strip("`")) for key, default in described.items()}
-    with_them = {key: value for key, value in defaults.items() if value is not None} | {"queue": "a"}
-    without = build_queues({"a": {"queue": "a"}}, Path("without the defaults"))
-    assert build_queues({"a": with_them}, Path("with those of docs/sqs.md")) == without
-
-
-def key_paths(model: type[Section], above: str = "") -> Iterator[str]:
-    """Every key of a section and the sections in it, but for those below names."""
-    for name, field in model.model_fields.items():
-        if get_origin(field.annotation) is dict and not above:
-            continue
-        kinds = [field.annotation, *get_args(field.annotation)]
-        below = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
-        if below:
-            yield from key_paths(below[0], f"{above}{name}.")
-        else:
-            yield f"{above}{name}"
 
 
 def test_files_of_the_layout_are_there() -> None:
