@@ -46,6 +46,7 @@ Beside that road:
     log_line                a line of the log stays one line
     auth/rights             what somebody may see and say
     auth/rights_config      rights as the configuration files write them
+    counters                what this process has done since its start, in numbers
     expiring                a table that forgets
     trouble                 what the log says of something that fails again and again
     settings                pypubsub.yaml, and its sections `server` and `clients`

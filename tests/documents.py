@@ -21,6 +21,9 @@ import pytest
 from daemon import ROOT
 from wire import TIMEOUT
 
+DOCUMENTS = sorted(
+    str(file.relative_to(ROOT)) for directory in (ROOT, ROOT / "docs") for file in directory.glob("*.md")
+)
 PING = '{"stillalive": '
 VARIABLE = {
     r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}": "<cursor>",
@@ -54,6 +57,21 @@ def sections(document: str) -> Iterator[tuple[str, list[Block]]]:
             heading, blocks = line.lstrip("# "), []
     assert not inside, "a block of code has no end"
     yield heading, blocks
+
+
+def without_blocks(document: str) -> str:
+    """A document without its blocks of code, fenced and indented."""
+    return re.sub(r"(?ms)^```.*?^```$|^ {4}.*?$", "", document)
+
+
+def headings(document: str) -> list[str]:
+    """All headings of a document."""
+    return re.findall(r"^#+ (.*)$", without_blocks(document), re.MULTILINE)
+
+
+def anchor(heading: str) -> str:
+    """What GitHub names a heading in a link."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def yaml_of(blocks: Iterable[Block], *, acl: bool) -> Iterator[str]:

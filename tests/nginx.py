@@ -1,4 +1,4 @@
-"""A real nginx: with any servers, or before the daemon with the `location` block of README.md as it is."""
+"""A real nginx: with any servers, or before the daemon with the `location` block of docs/operating.md."""
 
 import os
 import re
@@ -52,11 +52,10 @@ server {{
 
 
 def documented_location() -> str:
-    """The block of nginx's configuration in README.md."""
+    """The block of nginx's configuration in docs/operating.md."""
     block: str
-    (block,) = re.findall(
-        r"^```nginx\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
-    )
+    guide = (ROOT / "docs/operating.md").read_text()
+    (block,) = re.findall(r"^```nginx\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
     assert block.count(DOCUMENTED_UPSTREAM) == 1
     return block
 

@@ -251,7 +251,7 @@ async def test_files_with_secrets_are_closed_to_others(tmp_path: Path) -> None:
         )
 
 
-def test_nginx_passes_requests_on_as_in_the_readme() -> None:
+def test_nginx_passes_requests_on_as_in_the_guide_for_operators() -> None:
     """test_nginx.py holds for the guide as well."""
     (server,) = [block for block in SECTIONS["TLS by nginx"] if block.language == "nginx"]
     _, start, location = "\n".join(server.lines).partition("    location / {")

@@ -1,4 +1,4 @@
-"""Behind nginx, as README.md configures it: who publishes, what paths arrive, how streams flow and end."""
+"""Behind nginx, as docs/operating.md configures it: who publishes, what arrives, how streams flow and end."""
 
 import asyncio
 import contextlib
@@ -70,7 +70,7 @@ async def test_the_publishers_own_address_counts(behind_nginx: BehindNginx) -> N
 async def test_the_proxys_address_counts_if_it_is_not_trusted(
     behind_nginx: BehindNginx, payloader: str, status: int
 ) -> None:
-    """For everybody: README.md warns of a proxy that may publish."""
+    """For everybody: docs/operating.md warns of a proxy that may publish."""
     _, nginx = behind_nginx(payloader=payloader, trusted=False)
     assert (await ask(nginx.port, "/a", source=LISTED)).status == status
     assert (await ask(nginx.port, "/a", source=OTHER)).status == status

@@ -1,4 +1,4 @@
-"""README.md tells the truth: its commands are run against a daemon, as they stand there.
+"""README.md and guides tell the truth: their commands are run against a daemon, as they stand there.
 
 What is run is every line of an `sh` block that names 127.0.0.1:2069; documents.py says what it must print. A
 section is a scenario of its own: its streams stay open until it ends. A `yaml` block is what its daemon is
@@ -19,10 +19,12 @@ import pytest
 import yaml
 
 from daemon import ROOT, Daemon, merged
-from documents import Block, Scenario, next_line, sections, skip_without, started, yaml_of
+from documents import DOCUMENTS, Block, Scenario, next_line, sections, skip_without, started, yaml_of
 from wire import TIMEOUT
 
-README = (ROOT / "README.md").read_text()
+RUN = ["README.md", "docs/clients.md", "docs/operating.md"]
+RUN_ELSEWHERE = {"docs/access.md"}  # by test_access_guide.py
+NOT_RUN = {"docs/sqs.md"}  # what it follows is a queue at AWS
 ADDRESS = "127.0.0.1:2069"
 PYTHON = ".venv/bin/python"
 SNIPPETS = {  # language of a block -> how to run it, beside which client
@@ -40,7 +42,10 @@ def commands_of(block: Block) -> list[str]:
 
 
 SECTIONS = {
-    heading: blocks for heading, blocks in sections(README) if any(commands_of(block) for block in blocks)
+    f"{name}: {heading}": blocks
+    for name in RUN
+    for heading, blocks in sections((ROOT / name).read_text())
+    if any(commands_of(block) for block in blocks)
 }
 
 
@@ -51,7 +56,7 @@ def program_of(command: str) -> str:
 
 
 def for_daemon(text: str, daemon: Daemon) -> str:
-    """What stands in the README, for this daemon and this Python."""
+    """What stands in a document, for this daemon and this Python."""
     return text.replace(ADDRESS, f"127.0.0.1:{daemon.port}").replace(PYTHON, sys.executable)
 
 
@@ -62,7 +67,7 @@ def configuration(heading: str, directory: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
-async def test_commands_do_what_the_readme_says(
+async def test_commands_do_what_the_document_says(
     heading: str, start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     """The commands of a section print what the blocks below them hold."""
@@ -83,7 +88,7 @@ async def test_commands_do_what_the_readme_says(
 
 
 @pytest.mark.parametrize("language", SNIPPETS)
-async def test_programs_in_the_readme_follow(
+async def test_programs_in_the_documents_follow(
     language: str, start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     """The few lines for each language, beside a copy of its client, print the path of an event."""
@@ -104,51 +109,20 @@ async def test_programs_in_the_readme_follow(
 def test_every_curl_line_is_run() -> None:
     """No curl line with an address stands anywhere but where the test above finds it."""
     run = [command for blocks in SECTIONS.values() for block in blocks for command in commands_of(block)]
-    lines = [line for line in README.splitlines() if re.search(r"\bcurl\b.*://", line)]
+    lines = [
+        line
+        for name in DOCUMENTS
+        if name not in RUN_ELSEWHERE | NOT_RUN
+        for line in (ROOT / name).read_text().splitlines()
+        if re.search(r"\bcurl\b.*://", line)
+    ]
     assert len(lines) > 20
     assert [line for line in lines if line not in run] == []
 
 
 def test_make_run_prints_the_lines_to_try() -> None:
     """The lines that `make run` prints are the first ones of the README."""
-    subscribe, publish = (commands_of(block)[0] for block in SECTIONS["Try it"][:2])
+    subscribe, publish = (commands_of(block)[0] for block in SECTIONS["README.md: Try it"][:2])
     recipe = (ROOT / "Makefile").read_text().replace("'\\''", "'")
     assert subscribe in recipe
     assert publish in recipe
-
-
-def test_files_of_the_layout_are_there() -> None:
-    """The layout names every module of core, and no file that is not there; so do the links."""
-    named = set(re.findall(r"^\| `([^`]+)` \|", README.partition("## Layout")[2], re.MULTILINE))
-    links = set(re.findall(r"\]\(([a-zA-Z_/.]+)(?:#[\w-]+)?\)", README))
-    assert [name for name in named | links if not (ROOT / name).exists()] == []
-    modules = {
-        str(file.relative_to(ROOT))
-        for part in ("core", "plugins")
-        for file in (ROOT / part).rglob("[!_]*.py")
-    }
-    assert modules <= named
-
-
-@pytest.mark.parametrize(
-    "name", ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").iterdir())]
-)
-def test_contents_lead_to_every_part(name: str) -> None:
-    """The list at the top has each heading of the second level below it, as GitHub names them."""
-    before, _, after = (ROOT / name).read_text().partition("\n## ")
-    headings = re.findall(r"^## (.*)$", f"## {after}", re.MULTILINE)
-    entries = dict(re.findall(r"^- \[(.*)\]\(#(.*)\)$", before, re.MULTILINE))
-    assert list(entries) == [heading for heading in headings if heading != "License"]
-    for heading, anchor in entries.items():
-        assert anchor == re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-
-
-def test_protocol_lists_every_status_of_a_refusal() -> None:
-    """The table of refusals has each status that the code refuses with."""
-    code = "".join(
-        file.read_text()
-        for file in [ROOT / "pypubsub.py", *(ROOT / "core").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
-    )
-    refused_with = set(re.findall(r"\bRefused\(\s*(\d{3})\b", code))
-    table = (ROOT / "docs/protocol.md").read_text().partition("## Refusals")[2].partition("\n## ")[0]
-    assert refused_with == set(re.findall(r"^\| (\d{3}) \|", table, re.MULTILINE))

@@ -55,11 +55,11 @@ def test_reload_is_a_signal_that_it_survives(start_daemon: StartDaemon) -> None:
     assert daemon.stop() == 0
 
 
-def test_it_runs_as_the_user_that_the_readme_creates() -> None:
+def test_it_runs_as_the_user_that_the_guide_creates() -> None:
     """Not as root."""
     user = service_of(UNIT)["User"]
     assert user != "root"
-    assert f"--shell /usr/sbin/nologin {user}\n" in (ROOT / "README.md").read_text()
+    assert f"--shell /usr/sbin/nologin {user}\n" in (ROOT / "docs/operating.md").read_text()
 
 
 def test_it_may_open_a_file_for_each_connection() -> None:
