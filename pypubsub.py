@@ -33,7 +33,7 @@ from core.auth.admission import Admission, Asker
 from core.auth.authentication import Authentication
 from core.auth.login import Login, NotLoggedIn, Provider
 from core.delivery.catch_up import Follower, Surroundings, shared_parts
-from core.delivery.fanout import PING_TURNS, Fanout
+from core.delivery.fanout import PING_TURNS, Fanout, Listener
 from core.delivery.subscriber import Subscriber
 from core.delivery.wire import Wire, wire_form
 from core.errors import RETRY_AFTER, ConfigError, Refused, StartError, collected
@@ -77,6 +77,7 @@ class Server:
         self._plugins = plugins_of(self)
         (self._store,) = (plugin for plugin in self._plugins if isinstance(plugin, Store))
         self._fanout.backlog = self._store.can_be_read
+        self._fanout.listeners = [plugin for plugin in self._plugins if isinstance(plugin, Listener)]
         self.intake = Intake(self._store, self._fanout, config.server.idempotency_window)
         self._surroundings = Surroundings(
             self._fanout,

@@ -14,7 +14,12 @@ is told by its methods: the server picks out those that play a role.
     Source     (core.events.intake)   brings events
     Listener   (core.delivery.fanout) hears of each event that goes out
 
-docs/plugins.md shows one of thirty lines, and how to add it.
+docs/plugins.md shows one of thirty lines, and how to add it. These are there:
+
+    backlog   the stores: the newest events, in memory or in a file, or none of them
+    acl       the ACL file: users, and what they may read and publish
+    ldap      the same from a directory
+    sqs       events from queues of Amazon SQS
 """
 
 import importlib
