@@ -13,25 +13,25 @@ from core.standard_files import occupy
 occupy()  # before anything opens a file
 hold_back_reloads()  # before anything that takes time
 
-import argparse
 import asyncio
 import logging
 import os
 import signal
-import ssl
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11, RawRequestMessage
 
-from core import __version__, logs
+from core import logs
 from core.auth.admission import Admission, Asker
 from core.auth.authentication import Authentication
 from core.auth.login import Login, NotLoggedIn, Provider
+from core.command_line import loop_factory, parse_arguments
+from core.counters import counters
 from core.delivery.catch_up import Follower, Surroundings, shared_parts
 from core.delivery.fanout import PING_TURNS, Fanout, Listener
 from core.delivery.subscriber import Subscriber
@@ -50,7 +50,7 @@ from core.http.answers import ALLOWED_METHODS, Answers, happens
 from core.http.connection import connection_of, shown_path
 from core.http.requests import check_spoken, holds_lines, only_known, only_one, read_body
 from core.http.server import HttpServer, Listeners, listening_plan
-from core.http.tls import tls_context
+from core.http.tls import Tls
 from core.settings import Config, load
 from plugins import plugins_of, sections
 from plugins.acl.passwords import print_hash
@@ -61,7 +61,6 @@ log = logging.getLogger("pypubsub")
 MOST_GROWTH = 100  # times max_payload_size that a batch's lines may have, which all hold its path
 MOST_QUERY_KEYS = 64
 END_OF_INPUT = 0.01  # seconds until nc -N, into which requests are piped, has closed its side
-LOOPS = ("auto", "asyncio", "uvloop")  # auto: uvloop if it is there
 ASKER = "asker"  # what a request keeps of its own, in aiohttp's dictionary for that
 
 
@@ -92,7 +91,7 @@ class Server:
         )
         self._admission = Admission(config, self._authentication)
         self._answers = Answers(config.server, self._fanout, self._stop)
-        self._tls_context: ssl.SSLContext | None = None  # for connections that come now
+        self._tls = Tls(config.server.tls)
         self._publishing = 0  # publishes let in and not answered yet
         self._reload_asked = asyncio.Event()
         self._no_publishing = asyncio.Event()  # set when, after _stop, the last publish is answered
@@ -120,20 +119,14 @@ class Server:
 
     def plan(self) -> list[str]:
         """What would be served, and to whom: lines for --check."""
-        clients = self.config.clients
-        certificates = [f"certificate {name}" for name in self.config.certified_publishers]
-        publishers = ", ".join([*map(str, clients.payloaders), *certificates])
-        lines = [*listening_plan(self.config.server), f"publishers: {publishers or 'nobody'}"]
+        lines = listening_plan(self.config.server) + self.config.plan_of_publishers()
         for plugin in self._plugins:
             lines += plugin.plan()
-        if clients.secure_topics:
-            lines.append(f"secure topics: {', '.join(clients.secure_topics)}")
-        return lines
+        return lines + self.config.plan_of_secure_topics()
 
     def check(self) -> None:
         """Look whether it could start. Raises StartError."""
-        if self.config.server.tls:
-            tls_context(self.config.server.tls)
+        self._tls.check()
         for plugin in self._plugins:
             plugin.check()
 
@@ -158,6 +151,7 @@ class Server:
             await self._authentication.stop()
             for plugin in reversed(self._plugins):
                 await plugin.stop()
+        log.info("in all: %s", counters.summary())
         if self._answers.refusals.counts:
             log.info("refused in all: %s", self._answers.refusals.summary())
         log.info("stopped")
@@ -170,9 +164,8 @@ class Server:
         await self.intake.open()
         if self._stop.is_set():
             return
-        if self.config.server.tls:
-            self._tls_context = tls_context(self.config.server.tls)
-        await listeners.listen(self.config.server, lambda: self._tls_context)
+        self._tls.load()
+        await listeners.listen(self.config.server, self._tls.context)
 
     async def _serve(self, listeners: Listeners) -> None:
         """Do what lasts, until the stop."""
@@ -193,8 +186,11 @@ class Server:
                 task.cancel()
 
     async def _ping(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self.config.server.ping_interval / PING_TURNS)
+            due = loop.time() + self.config.server.ping_interval / PING_TURNS
+            await asyncio.sleep(due - loop.time())
+            counters.note_lag(loop.time() - due)
             self._fanout.ping(time.time())
             self.intake.watch_clock()
 
@@ -290,6 +286,9 @@ class Server:
             # shielded: a publisher who hangs up undoes nothing, and may ask again meanwhile
             accepted = await asyncio.shield(taken.answer)
             return self._answers.accepted(request, path, accepted, replayed=taken.replayed)
+        except Refused:
+            counters.events["refused"] += 1
+            raise
         finally:
             self._publish_ended()
 
@@ -353,8 +352,10 @@ class Server:
         if "User-Agent" not in request.headers:
             await asyncio.sleep(END_OF_INPUT)
         now, placement = await self._place(asked, login)
+        if placement.verdict:
+            counters.replays[placement.verdict] += 1
         # without a backlog nothing suspends from the stamp to join(): no event is missed in between
-        response = self._stream_head(request, wire, now, placement)
+        response = self._answers.stream(request, wire.content_type, now.cursor, placement.verdict)
         writer = await response.prepare(request)
         if writer is None or request.transport is None:
             raise ConnectionError("the client left before its stream began")
@@ -367,22 +368,6 @@ class Server:
         oldschool = any(name in user_agent for name in self.config.clients.oldschoolers)
         # svnpubsub's clients do not say who they are
         return wire_form(http_1_0=http_1_0, nul_terminated=oldschool or (http_1_0 and not user_agent))
-
-    def _stream_head(
-        self, request: web.BaseRequest, wire: Wire, now: Stamp, placement: Placement
-    ) -> web.StreamResponse:
-        headers = self._answers.head(request) | {
-            "X-Subscribers": str(len(self._fanout) + 1),
-            "Content-Type": wire.content_type,
-            "Cache-Control": "no-store",
-            "X-Accel-Buffering": "no",
-            "X-Cursor": now.cursor,
-        }
-        response = web.StreamResponse(headers=headers)
-        if placement.verdict:
-            response.headers["X-Replay"] = placement.verdict
-        response.force_close()  # a stream's end is the connection's
-        return response
 
     def _begin_stream(
         self,
@@ -411,6 +396,7 @@ class Server:
         except BaseException:
             transport.abort()  # nobody else would any more
             raise
+        counters.subscribers += 1
         self._fanout.add(subscriber)
         self._review(subscriber)  # its rights may have changed since it logged in
         serving = stream.serve(Follower(subscriber, now.position, self._surroundings).begin(placement))
@@ -466,14 +452,7 @@ class Server:
         """Read again what may change while the server runs. What cannot be used is logged, and not taken."""
         for plugin in self._plugins:
             await plugin.reload()
-        if (tls := self.config.server.tls) is None:
-            return
-        try:
-            self._tls_context = await asyncio.to_thread(tls_context, tls)
-        except StartError as error:
-            log.error("server.tls is not reloaded, the old certificates stay: %s", error)  # noqa: TRY400
-        else:
-            log.info("reloaded the certificates of server.tls, for new connections")
+        await self._tls.reload()
 
     def logins(self) -> Iterator[Login]:
         """The log-ins of all open streams."""
@@ -542,42 +521,6 @@ def leave_at_once(number: signal.Signals) -> None:
 # The command line
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line, its help and its --version."""
-    parser = argparse.ArgumentParser(
-        description="PyPubSub: JSON events over HTTP, from publishers to subscribers."
-    )
-    parser.add_argument(
-        "--config", type=Path, default="pypubsub.yaml", help="settings (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--acl", type=Path, default="pypubsub_acl.yaml", help="access rights (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="load everything, say what would be served, and exit"
-    )
-    parser.add_argument(
-        "--hash-password",
-        action="store_true",
-        help="ask for a password, print its hash for the ACL, and exit",
-    )
-    parser.add_argument(
-        "--loop",
-        choices=LOOPS,
-        default=LOOPS[0],
-        help="event loop (auto: uvloop, which is faster, where it is installed; default: %(default)s)",
-    )
-    parser.add_argument("--version", action="version", version=f"PyPubSub {__version__}")
-    parser.add_argument(
-        "--log-level",
-        type=str.upper,
-        choices=["DEBUG", "INFO", "WARNING", "ERROR"],
-        default="INFO",
-        help="least level that is logged, to stderr (default: %(default)s)",
-    )
-    return parser.parse_args(arguments)
-
-
 def server_of(config_path: Path, acl_path: Path) -> Server:
     """A server by both files. Raises ConfigError with all problems of the two."""
     try:
@@ -602,21 +545,6 @@ def check(server: Server) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
-
-
-def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """What makes the event loop, one of LOOPS; None: asyncio. Raises StartError."""
-    if name == "asyncio":
-        return None
-    try:
-        import uvloop  # noqa: PLC0415 (not there on every platform)
-    except ImportError as error:
-        if name == "auto":
-            return None
-        raise StartError(
-            f"--loop uvloop: it is not installed: {sys.executable} -m pip install uvloop"
-        ) from error
-    return uvloop.new_event_loop
 
 
 def main() -> int:

@@ -58,6 +58,7 @@ events: an event's way in, and the order of events
 
 below all of them
 
+    command_line            its options, and the event loop that they choose
     settings                pypubsub.yaml: its sections `server` and `clients`, and the file as a whole
     config                  from a YAML file to such sections, with errors that teach
     yaml_file               the values in such a file, which are bounded

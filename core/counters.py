@@ -28,6 +28,13 @@ class Counters:
         self.loop_looks = 0  # how often that was looked at
         self.longest_loop_lag_ns = 0
 
+    def note_lag(self, seconds: float) -> None:
+        """Note by how much the event loop was late."""
+        lag = max(0, int(seconds * 1e9))
+        self.loop_looks += 1
+        self.loop_lag_ns += lag
+        self.longest_loop_lag_ns = max(self.longest_loop_lag_ns, lag)
+
     def summary(self) -> str:
         """The numbers that an operator would look for first, as one line."""
         ends = ", ".join(f"{number} {word}" for word, number in sorted(self.ends.items()))

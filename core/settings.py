@@ -213,6 +213,17 @@ class Config:
         asked_for = self.server.tls and self.server.tls.client_ca
         return self.clients.payloader_certs if asked_for else ()
 
+    def plan_of_publishers(self) -> list[str]:
+        """Who may publish: a line for --check."""
+        certificates = [f"certificate {name}" for name in self.certified_publishers]
+        named = ", ".join([*map(str, self.clients.payloaders), *certificates])
+        return [f"publishers: {named or 'nobody'}"]
+
+    def plan_of_secure_topics(self) -> list[str]:
+        """What only users with a right to it may publish on: a line for --check, if there are such topics."""
+        topics = self.clients.secure_topics
+        return [f"secure topics: {', '.join(topics)}"] if topics else []
+
     @property
     def publishers_are_named(self) -> bool:
         """Whether anybody may publish over HTTP."""

@@ -77,6 +77,23 @@ class Answers:
             content_type = "text/plain"
         return web.Response(status=status, headers=headers, content_type=content_type, text=text + "\n")
 
+    def stream(
+        self, request: web.BaseRequest, content_type: str, cursor: str, verdict: str | None
+    ) -> web.StreamResponse:
+        """The head of a stream for one more subscriber. cursor: where it begins; verdict: X-Replay."""
+        headers = self.head(request) | {
+            "X-Subscribers": str(len(self._subscribers) + 1),
+            "Content-Type": content_type,
+            "Cache-Control": "no-store",
+            "X-Accel-Buffering": "no",
+            "X-Cursor": cursor,
+        }
+        if verdict:
+            headers["X-Replay"] = verdict
+        response = web.StreamResponse(headers=headers)
+        response.force_close()  # a stream's end is the connection's
+        return response
+
     # Publishes that are accepted
 
     def accepted(

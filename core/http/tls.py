@@ -4,6 +4,8 @@ The files are read when a context is made, and not looked at again: a reload mak
 and leaves the one that is there.
 """
 
+import asyncio
+import logging
 import ssl
 import tempfile
 from pathlib import Path
@@ -11,9 +13,44 @@ from pathlib import Path
 from core.errors import StartError
 from core.settings import TlsConfig
 
+log = logging.getLogger("pypubsub")
+
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 # what OpenSSL says of a key that belongs to another certificate; the last if it is of another kind (RSA, EC)
 _KEY_OF_ANOTHER = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+
+
+class Tls:
+    """The context for connections that come now. settings: server.tls, None if it is off."""
+
+    def __init__(self, settings: TlsConfig | None) -> None:
+        self._settings = settings
+        self._context: ssl.SSLContext | None = None
+
+    def context(self) -> ssl.SSLContext | None:
+        """As it was loaded last; None if TLS is off, or before load()."""
+        return self._context
+
+    def check(self) -> None:
+        """Look whether the files can be used. Raises StartError."""
+        if self._settings:
+            tls_context(self._settings)
+
+    def load(self) -> None:
+        """Read the files. Raises StartError."""
+        if self._settings:
+            self._context = tls_context(self._settings)
+
+    async def reload(self) -> None:
+        """Read the files anew, for new connections. If they cannot be used, the log says so."""
+        if self._settings is None:
+            return
+        try:
+            self._context = await asyncio.to_thread(tls_context, self._settings)
+        except StartError as error:
+            log.error("server.tls is not reloaded, the old certificates stay: %s", error)  # noqa: TRY400
+        else:
+            log.info("reloaded the certificates of server.tls, for new connections")
 
 
 def tls_context(tls: TlsConfig) -> ssl.SSLContext:
