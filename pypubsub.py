@@ -32,7 +32,7 @@ from core.auth.authentication import Authentication
 from core.auth.login import Login, NotLoggedIn, Provider
 from core.command_line import loop_factory, parse_arguments
 from core.counters import counters
-from core.delivery.catch_up import Follower, Surroundings, shared_parts
+from core.delivery.catch_up import CatchUpContext, Follower
 from core.delivery.fanout import PING_TURNS, Fanout, Listener
 from core.delivery.subscriber import Subscriber
 from core.delivery.wire import Wire, wire_form
@@ -78,13 +78,7 @@ class Server:
         self._fanout.backlog = self._store.can_be_read
         self._fanout.listeners = [plugin for plugin in self._plugins if isinstance(plugin, Listener)]
         self.intake = Intake(self._store, self._fanout, config.server.idempotency_window)
-        self._surroundings = Surroundings(
-            self._fanout,
-            self._store,
-            asyncio.Lock(),
-            config.server.ping_interval,
-            shared_parts(),
-        )
+        self._catch_up = CatchUpContext(self._fanout, self._store, config.server.ping_interval)
         self._authentication = Authentication(
             [plugin for plugin in self._plugins if isinstance(plugin, Provider)],
             anonymous=config.clients.wrong_credentials == "anonymous",
@@ -399,7 +393,7 @@ class Server:
         counters.subscribers += 1
         self._fanout.add(subscriber)
         self._review(subscriber)  # its rights may have changed since it logged in
-        serving = stream.serve(Follower(subscriber, now.position, self._surroundings).begin(placement))
+        serving = stream.serve(Follower(subscriber, now.position, self._catch_up).begin(placement))
         # a callback: the task may be cancelled before it runs
         serving.add_done_callback(partial(self._on_left, subscriber, shown_path(request), time.monotonic()))
 

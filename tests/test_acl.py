@@ -70,11 +70,11 @@ def test_a_file_of_0_7_is_read_as_it_is(tmp_path: Path) -> None:
     users = read_users(acl_file(tmp_path, IN_THE_WILD))
     assert users
     testuser, deployer = users.by_name["testuser"], users.by_name["deployer"]
-    assert testuser.rights.sees == {
+    assert testuser.rights.readable == {
         frozenset({"git", "privaterepo.git"}),
         frozenset({"email", "example.org", "dev"}),
     }
-    assert testuser.rights.says == frozenset()
+    assert testuser.rights.publishable == frozenset()
     assert deployer.rights == (frozenset(), frozenset({"deploy"}))
     assert deployer.password == "s3cret: with a colon"
 
@@ -83,7 +83,7 @@ def test_all_grants_every_private_event(tmp_path: Path) -> None:
     """In the place of a list."""
     users = read_users(acl_file(tmp_path, "a: {password: x, acl: {every: all}}"))
     assert users
-    assert users.by_name["a"].rights.sees == {EVERY_EVENT}
+    assert users.by_name["a"].rights.readable == {EVERY_EVENT}
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n", "~\n"])
@@ -164,7 +164,7 @@ def test_keys_that_are_merged_do_not_stand_twice(tmp_path: Path) -> None:
     users = read_users(acl_file(tmp_path, "a: &a {password: x, topics: [t]}\nb: {<<: *a, password: y}"))
     assert users
     assert users.by_name["b"].password == "y"
-    assert users.by_name["b"].rights.says == {"t"}
+    assert users.by_name["b"].rights.publishable == {"t"}
 
 
 # what stands in the file, what the warning says; each without the file before it
@@ -204,7 +204,7 @@ def test_what_grants_nothing_is_a_warning(tmp_path: Path, text: str, said: str) 
     assert re.match(re.escape(f"{path}: {said}").replace(r"\.\*", ".*"), warning), warning
     assert "bob" in users.by_name
     if alice := users.by_name.get("alice"):
-        assert {topic for segment in alice.rights.sees for topic in segment} <= {"git", "private"}
+        assert {topic for segment in alice.rights.readable for topic in segment} <= {"git", "private"}
 
 
 def test_a_segment_with_private_within_is_what_it_says(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_segment_with_private_within_is_what_it_says(tmp_path: Path) -> None:
     users = read_users(acl_file(tmp_path, text))
     assert users
     assert users.warnings == []
-    assert users.by_name["alice"].rights.may_see(publish_path("/private/svn/private/committers/commit"))
+    assert users.by_name["alice"].rights.can_read(publish_path("/private/svn/private/committers/commit"))
 
 
 def test_a_segment_of_a_directory_that_begins_with_private_is_warned_of(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_ordinary_aliases_are_read(tmp_path: Path) -> None:
     assert users.by_name["alice"].rights == Rights(
         frozenset({frozenset({"git", "commits"}), frozenset({"mail"})}), frozenset({"deploy"})
     )
-    assert users.by_name["bob"].rights.sees == {frozenset({"git", "commits"})}
+    assert users.by_name["bob"].rights.readable == {frozenset({"git", "commits"})}
     assert [warning.split(": ")[1] for warning in users.warnings] == [
         ".hash",
         ".committers",

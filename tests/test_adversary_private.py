@@ -15,7 +15,7 @@ import pytest
 
 from attack import LISTED, authorization, fresh_address, publish, request, send
 from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights
-from core.delivery.catch_up import Follower, Surroundings, shared_parts
+from core.delivery.catch_up import CatchUpContext, Follower
 from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
 from core.delivery.wire import BARE
@@ -431,8 +431,8 @@ async def test_rights_that_go_in_the_middle_of_a_replay_end_there() -> None:
     store.reader = Subscriber("", EVERYTHING, BARE, transport, Unhindered(), writing.drain, 1000)
     store.reader.rights = Rights(frozenset({EVERY_EVENT}))
     fanout.add(store.reader)
-    surroundings = Surroundings(fanout, store, asyncio.Lock(), 60.0, shared_parts(), lambda: 0.0)
-    follower = Follower(store.reader, 3, surroundings)
+    context = CatchUpContext(fanout, store, 60.0, lambda: 0.0)
+    follower = Follower(store.reader, 3, context)
     following = asyncio.create_task(follower.follow(Placement(0, "complete")))
     assert [await reader.readline() for _ in range(2)] == [b'{"n": 1}\n', b'{"stillalive": 0.0}\n']
     following.cancel()

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 from core.auth.networks import Networks
 from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights, is_for
-from core.delivery.catch_up import Follower, Surroundings, shared_parts
+from core.delivery.catch_up import CatchUpContext, Follower
 from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
 from core.delivery.wire import BARE, CHUNKED, JsonLines, Wire
@@ -63,9 +63,7 @@ class Crowd:
     def __init__(self) -> None:
         self.fanout = Fanout(backlog=True)
         self.store = Pages(self.fanout)
-        self._surroundings = Surroundings(
-            self.fanout, self.store, asyncio.Lock(), 60.0, shared_parts(), lambda: 0.0
-        )
+        self._context = CatchUpContext(self.fanout, self.store, 60.0, lambda: 0.0)
         self._streams: list[tuple[Stream, asyncio.StreamWriter]] = []
 
     async def follow(
@@ -81,7 +79,7 @@ class Crowd:
         subscriber = Subscriber("", subscription, wire, transport, stream, stream.drain, 2**20)
         subscriber.rights = rights
         self.fanout.add(subscriber)
-        follower = Follower(subscriber, head, self._surroundings)
+        follower = Follower(subscriber, head, self._context)
         stream.serve(follower.begin(Placement(0, "complete")))
         self._streams.append((stream, writer))
         return subscriber, reader
@@ -132,10 +130,10 @@ async def test_everybody_gets_their_own() -> None:
         followers = []
         for _ in range(60):
             subscription = parse_subscription(dice.choice(["/", "/a", "/b", "/a,b", "/private"]))
-            wire, may_see = dice.choice([BARE, CHUNKED]), dice.choice(rights)
+            wire, may = dice.choice([BARE, CHUNKED]), dice.choice(rights)
             head = dice.choice([EVENTS, EVENTS, PER_PAGE, 35])
-            _, reader = await here.follow(subscription, may_see, wire, head)
-            followers.append((reader, here.store.stream(subscription, may_see, wire, head)))
+            _, reader = await here.follow(subscription, may, wire, head)
+            followers.append((reader, here.store.stream(subscription, may, wire, head)))
         for reader, expected_bytes in followers:
             assert await reader.readexactly(len(expected_bytes)) == expected_bytes
 

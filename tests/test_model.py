@@ -28,7 +28,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from core.auth.networks import Networks
 from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights, is_for
-from core.delivery.catch_up import Follower, Surroundings
+from core.delivery.catch_up import CatchUpContext, Follower
 from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
 from core.delivery.wire import BARE
@@ -263,13 +263,12 @@ class Machine(RuleBasedStateMachine):
         self.run(self.intake.open())
         self.learn_what_was_stored()
         self.running = self.loop.create_task(self.store.run())
-        self.surroundings = Surroundings(
+        self.catch_up = CatchUpContext(
             self.fanout,
             self.store,
-            self.on_loop(asyncio.Lock),
             3600.0,
-            Expiring(1.0, 16, lambda: self.now_ns / 1e9),
             lambda: 0.0,
+            pages=Expiring(1.0, 16, lambda: self.now_ns / 1e9),
         )
         self.turns(3)
 
@@ -516,7 +515,7 @@ class Machine(RuleBasedStateMachine):
     async def open(self, reader: Reader) -> None:
         """As the server does: see pypubsub.Server._subscribe()."""
         (rights,) = reader.rights
-        private = bool(rights.sees)
+        private = bool(rights.readable)
         now = await self.store.now(private=private)
         await self.store.settle(now.position, private=private)
         placement = await self.store.place(reader.asked, Mark(now.position, now.timestamp), private=private)
@@ -529,7 +528,7 @@ class Machine(RuleBasedStateMachine):
         subscriber.rights = rights
         self.fanout.add(subscriber)
         reader.subscriber = subscriber
-        serving = stream.serve(Follower(subscriber, now.position, self.surroundings).begin(placement))
+        serving = stream.serve(Follower(subscriber, now.position, self.catch_up).begin(placement))
         serving.add_done_callback(lambda done: self.left(subscriber, done))
         assert reader.verdict == "complete" or not reader.must_be_complete
 
@@ -551,7 +550,7 @@ class Machine(RuleBasedStateMachine):
             for event in self.history
             if event.position not in held
             and event.position <= reader.head
-            and (reader.rights[0].sees or not event.private)
+            and (reader.rights[0].readable or not event.private)
         ]
         if reader.asked.cursor is not None:
             position = position_of(reader.asked.cursor)

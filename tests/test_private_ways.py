@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from core.delivery.catch_up import Follower, Surroundings, shared_parts
+from core.delivery.catch_up import CatchUpContext, Follower
 from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
 from core.delivery.wire import BARE
@@ -94,10 +94,8 @@ class World:
             transport, _ = await loop.connect_accepted_socket(lambda: stream, here)
             subscriber = Subscriber("", EVERYTHING, BARE, transport, stream, stream.drain, 2**20)
             self.fanout.add(subscriber)
-            surroundings = Surroundings(
-                self.fanout, self.store, asyncio.Lock(), 60.0, shared_parts(), lambda: 0.0
-            )
-            stream.serve(Follower(subscriber, now.position, surroundings).begin(placement))
+            context = CatchUpContext(self.fanout, self.store, 60.0, lambda: 0.0)
+            stream.serve(Follower(subscriber, now.position, context).begin(placement))
             steps.append("has joined" if subscriber.ping_turn is not None else "reads")
 
         task = asyncio.create_task(subscribe())

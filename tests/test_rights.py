@@ -121,25 +121,25 @@ def test_the_index_finds_whom_a_private_event_is_for(
     """Exactly those who ask for it and may see it, by a plain look at each of them."""
     path = publish_path("/".join(["private", *topics]))
     registry: Registry[int] = Registry()
-    asked = [(Subscription(batches), sees) for batches, sees in subscribers]
-    for number, (subscription, sees) in enumerate(asked):
-        registry.add(number, private_batches(subscription, sees))
+    asked = [(Subscription(batches), readable) for batches, readable in subscribers]
+    for number, (subscription, readable) in enumerate(asked):
+        registry.add(number, private_batches(subscription, readable))
     found = registry.match(frozenset(path.topics))
     assert found == {
         number
-        for number, (subscription, sees) in enumerate(asked)
-        if is_for(path, subscription, Rights(sees))
+        for number, (subscription, readable) in enumerate(asked)
+        if is_for(path, subscription, Rights(readable))
     }
-    for number, (subscription, sees) in enumerate(asked):
-        registry.remove(number, private_batches(subscription, sees))
+    for number, (subscription, readable) in enumerate(asked):
+        registry.remove(number, private_batches(subscription, readable))
     assert not registry
 
 
 def test_a_long_subscription_of_a_user_with_many_rights_is_filed_under_few_batches() -> None:
     """Not under every combination of the two; its rights still decide."""
     subscription = parse_subscription("/" + ",".join(f"t{n}" for n in range(MOST_BATCHES)))
-    sees = frozenset(frozenset({f"x{n}"}) for n in range(MOST_FILED // MOST_BATCHES + 1))
-    assert private_batches(subscription, sees) == sees
+    readable = frozenset(frozenset({f"x{n}"}) for n in range(MOST_FILED // MOST_BATCHES + 1))
+    assert private_batches(subscription, readable) == readable
 
 
 async def test_a_long_subscription_gets_only_what_it_asks_for(start_daemon: StartDaemon) -> None:

@@ -103,7 +103,7 @@ class Admission:
     def check_rights(self, login: Login, path: PublishPath) -> None:
         """Raises WrongCredentials, or Refused(403) for secure topics, by what a user may do by now."""
         secured = self.secured(path)
-        if not self.rights_by_now(login).may_say(secured):
+        if not self.rights_by_now(login).can_publish(secured):
             raise no_right_to(secured)
 
     def rights_by_now(self, login: Login) -> Rights:
@@ -115,7 +115,7 @@ class Admission:
 
     def may_read_private(self, login: Login | None) -> bool:
         """Whether a subscriber may see any private events by now. Raises WrongCredentials."""
-        return login is not None and bool(self.rights_by_now(login).sees)
+        return login is not None and bool(self.rights_by_now(login).readable)
 
 
 def no_right_to(secured: frozenset[str]) -> Refused:

@@ -1,7 +1,7 @@
-"""What somebody may see and say: one object, which live matching, replay and publishing all ask.
+"""What somebody may read and publish: one object, which live matching, replay and publishing all ask.
 
-A segment is a set of topics. Who holds it sees the private events that have all of them. The `private` that
-an event's path begins with is not one of its topics here, so no segment is met by it.
+A segment is a set of topics. Who holds it can read the private events that have all of them. The `private`
+that an event's path begins with is not one of its topics here, so no segment is met by it.
 """
 
 from typing import NamedTuple
@@ -18,26 +18,26 @@ MOST_FILED = 2000  # batches that one subscriber's private events are filed unde
 class Rights(NamedTuple):
     """The rights of one user. Public events need none."""
 
-    sees: frozenset[Segment] = frozenset()  # private events that have every topic of one of them
-    says: frozenset[str] = frozenset()  # secure topics it may publish on
+    readable: frozenset[Segment] = frozenset()  # private events that have every topic of one of them
+    publishable: frozenset[str] = frozenset()  # secure topics it may publish on
 
-    def may_see(self, path: PublishPath) -> bool:
-        """Whether an event of this path may be seen."""
+    def can_read(self, path: PublishPath) -> bool:
+        """Whether events of this path may be read, as far as rights go. Everybody can read public ones."""
         if not path.private:
             return True
         topics = frozenset(path.topics)
-        return any(segment <= topics for segment in self.sees)
+        return any(segment <= topics for segment in self.readable)
 
-    def may_say(self, secure_topics: frozenset[str]) -> bool:
-        """Whether an event with all of these secure topics may be published."""
-        return secure_topics <= self.says
+    def can_publish(self, secure_topics: frozenset[str]) -> bool:
+        """Whether an event that has these secure topics, all of them, may be published."""
+        return secure_topics <= self.publishable
 
-    def see_all_of(self, other: "Rights") -> bool:
-        """Whether all that others may see may be seen with these, too."""
-        return all(any(segment <= topics for segment in self.sees) for topics in other.sees)
+    def can_read_all_of(self, other: "Rights") -> bool:
+        """Whether all that can be read with other rights can be read with these, too."""
+        return all(any(segment <= topics for segment in self.readable) for topics in other.readable)
 
     def __or__(self, other: "Rights") -> "Rights":
-        return Rights(self.sees | other.sees, self.says | other.says)
+        return Rights(self.readable | other.readable, self.publishable | other.publishable)
 
 
 NO_RIGHTS = Rights()
@@ -45,15 +45,15 @@ NO_RIGHTS = Rights()
 
 def is_for(path: PublishPath, subscription: Subscription, rights: Rights) -> bool:
     """Whether events of a path are for who asks for this and has these rights, live or in a replay."""
-    return subscription.meets(path) and rights.may_see(path)
+    return subscription.meets(path) and rights.can_read(path)
 
 
-def private_batches(subscription: Subscription, sees: frozenset[Segment]) -> frozenset[Batch]:
-    """What a private event's topics must hold so that somebody wants it and may see it, for the topic index.
+def private_batches(subscription: Subscription, readable: frozenset[Segment]) -> frozenset[Batch]:
+    """What a private event's topics must hold so that somebody wants it and can read it, for the topic index.
 
-    Where that would be too many batches, only what must be held for it to be seen.
+    Where that would be too many batches, only what must be held for it to be read.
     """
-    if len(subscription.batches) * len(sees) > MOST_FILED:
-        return sees
+    if len(subscription.batches) * len(readable) > MOST_FILED:
+        return readable
     wanted = {batch - {PRIVATE} for batch in subscription.batches}  # which every private event meets
-    return frozenset(batch | segment for batch in wanted for segment in sees)
+    return frozenset(batch | segment for batch in wanted for segment in readable)

@@ -1,4 +1,4 @@
-"""Rights as the configuration files write them: segments of topics to see, secure topics to publish on."""
+"""Rights as the configuration files write them: segments of topics to read, secure topics to publish on."""
 
 from typing import Annotated
 
@@ -30,8 +30,8 @@ class Grants(Section):
     @property
     def rights(self) -> Rights:
         """The same as one object."""
-        sees: set[Segment] = {frozenset(topics) or EVERY_EVENT for topics in self.acl.values()}
-        return Rights(frozenset(sees), frozenset(self.topics))
+        readable: set[Segment] = {frozenset(topics) or EVERY_EVENT for topics in self.acl.values()}
+        return Rights(frozenset(readable), frozenset(self.topics))
 
     def warnings(self) -> list[str]:
         """What an operator should know about valid grants, each with its key."""

@@ -18,7 +18,7 @@ Key = tuple[Subscription, frozenset[Segment], Wire]
 
 def key_of(subscriber: Subscriber) -> Key:
     """What decides which bytes a subscriber gets: those for whom it is equal share a channel."""
-    return subscriber.subscription, subscriber.rights.sees, subscriber.wire
+    return subscriber.subscription, subscriber.rights.readable, subscriber.wire
 
 
 class Channel:
@@ -45,7 +45,7 @@ class Channel:
 
     def __init__(self, like: Subscriber) -> None:
         self.subscription, self.rights, self.wire = like.subscription, like.rights, like.wire
-        self.private_batches = private_batches(self.subscription, self.rights.sees)
+        self.private_batches = private_batches(self.subscription, self.rights.readable)
         self.subscribers: dict[Subscriber, None] = {}  # in the order in which they came: see _begin_round()
         self.queued = False  # for its turn in Fanout._write_slice()
         self.round = Round()  # one object for all rounds: with a single subscriber a new one would show
@@ -56,7 +56,7 @@ class Channel:
         self._pings: dict[Subscriber, None] = {}  # for whom it is in the next round
         self._newcomers: dict[Subscriber, int] = {}  # -> the first of the pending frames that is for them
 
-    def may_see(self, path: PublishPath) -> bool:
+    def can_read(self, path: PublishPath) -> bool:
         """Whether events of this path are for these subscribers."""
         return is_for(path, self.subscription, self.rights)
 

@@ -103,7 +103,7 @@ class Fanout:
 
         Who may read no private events must not notice that there are any.
         """
-        return max(self._public_end, self._private_end) if subscriber.rights.sees else self._public_end
+        return max(self._public_end, self._private_end) if subscriber.rights.readable else self._public_end
 
     def _join(self, subscriber: Subscriber) -> None:
         key = key_of(subscriber)
@@ -145,8 +145,8 @@ class Fanout:
             self._private.remove(channel, channel.private_batches)
 
     def change_rights(self, subscriber: Subscriber, rights: Rights) -> None:
-        """From now on the subscriber sees what these rights allow."""
-        reduced = not rights.see_all_of(subscriber.rights)
+        """From now on the subscriber gets what these rights let it read."""
+        reduced = not rights.can_read_all_of(subscriber.rights)
         if subscriber not in self._reading:
             self._flush(self._channels[key_of(subscriber)])  # which may make it fall behind
         if subscriber in self._reading:
@@ -195,7 +195,7 @@ class Fanout:
         if not path.private:
             return self._registry.match(path.all_topics)
         # the index finds candidates, their rights decide
-        return [channel for channel in self._private.match(frozenset(path.topics)) if channel.may_see(path)]
+        return [channel for channel in self._private.match(frozenset(path.topics)) if channel.can_read(path)]
 
     def ping(self, now: float) -> None:
         """Put a ping on its way to those live subscribers whose turn it is, behind the events that are.

@@ -116,7 +116,7 @@ class Subscriber:
         flow.on_lost = self._on_lost
         limit_kernel_buffer(connection)
 
-    def may_see(self, path: PublishPath) -> bool:
+    def can_read(self, path: PublishPath) -> bool:
         """Whether events of this path are for this subscriber: it asks for them, and has the right."""
         return is_for(path, self.subscription, self.rights)
 

@@ -153,8 +153,8 @@ class Directory(Plugin):
             dns.add(own)
         granted = [self._rights[dn] for dn in self._rights.keys() & dns]
         return Rights(
-            frozenset().union(*(rights.sees for rights in granted)),
-            frozenset().union(*(rights.says for rights in granted)),
+            frozenset().union(*(rights.readable for rights in granted)),
+            frozenset().union(*(rights.publishable for rights in granted)),
         )
 
     def _learn(self, answer: Answer, rights: Rights | None) -> bool:
