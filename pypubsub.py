@@ -27,7 +27,7 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11, RawRequestMessage
 
 from core import logs
-from core.auth.admission import Admission, Asker
+from core.auth.admission import AccessControl, Asker
 from core.auth.authentication import Authentication
 from core.auth.login import Login, NotLoggedIn, Provider
 from core.command_line import loop_factory, parse_arguments
@@ -83,7 +83,7 @@ class Server:
             [plugin for plugin in self._plugins if isinstance(plugin, Provider)],
             anonymous=config.clients.wrong_credentials == "anonymous",
         )
-        self._admission = Admission(config, self._authentication)
+        self._access = AccessControl(config, self._authentication)
         self._answers = Answers(config.server, self._fanout, self._stop)
         self._tls = Tls(config.server.tls)
         self._publishing = 0  # publishes let in and not answered yet
@@ -251,7 +251,7 @@ class Server:
     def _asker(self, request: web.BaseRequest) -> Asker:
         """Where a request comes from. Looked for once a request."""
         if ASKER not in request:
-            request[ASKER] = self._admission.asker(connection_of(request).peer, request.headers)
+            request[ASKER] = self._access.asker(connection_of(request).peer, request.headers)
         asker: Asker = request[ASKER]
         return asker
 
@@ -264,7 +264,7 @@ class Server:
             self._answers.requests -= path.private
             only_one(request.headers, "Idempotency-Key")
             asker, certificate = self._asker(request), request.get_extra_info("peercert")
-            publisher, login = await self._admission.authorize(asker, request.headers, certificate, path)
+            publisher, login = await self._access.authorize(asker, request.headers, certificate, path)
             body = await read_body(request, self.config.server.max_payload_size)
             ask = None
             if (key := request.headers.get("Idempotency-Key")) is not None:
@@ -275,7 +275,7 @@ class Server:
                     openings = await self._parse(request, path, body)
                     await self.intake.ready(len(openings))
                     if login:
-                        self._admission.check_rights(login, path)  # again: by now it may have lost them
+                        self._access.check_rights(login, path)  # again: by now it may have lost them
                     taken = self.intake.take(path, openings, ask)
             # shielded: a publisher who hangs up undoes nothing, and may ask again meanwhile
             accepted = await asyncio.shield(taken.answer)
@@ -303,12 +303,12 @@ class Server:
         self, peer: str | None, message: RawRequestMessage, body: bytes
     ) -> asyncio.Future[Accepted] | None:
         """_publish() for a plain publish that may be taken, with nothing to wait for before; else None."""
-        if not body or self._stop.is_set() or not self.intake.at_once or not self._admission.is_open(peer):
+        if not body or self._stop.is_set() or not self.intake.at_once or not self._access.is_open(peer):
             return None
         config = self.config.server
         try:
             path = parse_publish_path(message.url.raw_path)
-            if self._admission.secured(path) or len(body) > config.max_payload_size:
+            if self._access.secured(path) or len(body) > config.max_payload_size:
                 return None
             opening = parse_payload(body, path, config.max_line_size)
         except Refused:
@@ -341,7 +341,7 @@ class Server:
         only_one(request.query, *QUERY_KEYS)
         only_one(request.headers, *HEADERS)
         asked = replay_request(request.headers, request.query, max(time.time(), self._store.latest))
-        login = await self._admission.log_in(self._asker(request), request.headers)
+        login = await self._access.log_in(self._asker(request), request.headers)
         wire = self._wire_for(request)
         if "User-Agent" not in request.headers:
             await asyncio.sleep(END_OF_INPUT)
@@ -403,12 +403,12 @@ class Server:
         Raises Refused(503), WrongCredentials.
         """
         while True:
-            private = self._admission.may_read_private(login)
+            private = self._access.may_read_private(login)
             now = await self._store.now(private=private)
             await self._store.settle(now.position, private=private)  # what was stamped before is delivered
             moment = Mark(now.position, now.timestamp)
             placement = await self._store.place(asked, moment, private=private)
-            if self._admission.may_read_private(login) == private:
+            if self._access.may_read_private(login) == private:
                 return now, placement  # else its rights changed while it was placed
 
     def _on_left(self, subscriber: Subscriber, path: str, since: float, serving: asyncio.Task[None]) -> None:

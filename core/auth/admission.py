@@ -39,8 +39,8 @@ class Asker(NamedTuple):
         return f"{self.address or 'an unknown address'} via {self.peer}"
 
 
-class Admission:
-    """The rules of who may publish, from the configuration, and who somebody is."""
+class AccessControl:
+    """Who somebody is, and who may publish: by the rules of the configuration."""
 
     def __init__(self, config: Config, authentication: Authentication) -> None:
         self._authentication = authentication
