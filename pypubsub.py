@@ -195,7 +195,7 @@ class Server:
             now = asyncio.get_running_loop().time()
             for subscriber in list(self._fanout):
                 if subscriber.has_stalled(now, timeout):
-                    subscriber.drop(f"took nothing for {timeout:g} seconds")
+                    subscriber.drop("stalled", f"took nothing for {timeout:g} seconds")
 
     # Requests
 
@@ -346,8 +346,6 @@ class Server:
         if "User-Agent" not in request.headers:
             await asyncio.sleep(END_OF_INPUT)
         now, placement = await self._place(asked, login)
-        if placement.verdict:
-            counters.replays[placement.verdict] += 1
         # without a backlog nothing suspends from the stamp to join(): no event is missed in between
         response = self._answers.stream(request, wire.content_type, now.cursor, placement.verdict)
         writer = await response.prepare(request)
@@ -414,7 +412,7 @@ class Server:
     def _on_left(self, subscriber: Subscriber, path: str, since: float, serving: asyncio.Task[None]) -> None:
         if not serving.cancelled() and (error := serving.exception()):
             log.error("error in the stream %s", path, exc_info=error)
-            subscriber.drop("an error in the server")
+            subscriber.drop("error", "an error in the server")
         self._fanout.remove(subscriber)
         if self._stop.is_set() and not self._fanout:
             self._no_subscribers.set()
@@ -463,7 +461,7 @@ class Server:
             return
         rights = self._authentication.rights_by_now(login)
         if rights is None:
-            subscriber.cut_off("its credentials no longer hold")
+            subscriber.cut_off("credentials", "its credentials no longer hold")
         elif rights != subscriber.rights:
             self._fanout.change_rights(subscriber, rights)
 
@@ -498,11 +496,11 @@ class Server:
     async def _end_streams(self, patience: float) -> None:
         """Close all streams, once what waits for their readers is read, or so many seconds have passed."""
         for subscriber in list(self._fanout):
-            subscriber.finish("the server stops")
+            subscriber.finish("server_stops", "the server stops")
         if self._fanout and not await happens(self._no_subscribers, patience):
             log.warning("%d subscribers did not read in time and are cut off", len(self._fanout))
             for subscriber in list(self._fanout):
-                subscriber.drop("the server stops")
+                subscriber.drop("server_stops", "the server stops")
 
 
 def leave_at_once(number: signal.Signals) -> None:

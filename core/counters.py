@@ -14,11 +14,12 @@ class Counters:
     def __init__(self) -> None:
         # events that were brought, by result: "accepted", "repeated" (a known Idempotency-Key), "refused"
         self.events: Counter[str] = Counter()
-        self.deliveries = 0  # an event, to one subscriber
-        self.delivered_bytes = 0
-        self.fanout_ns = 0  # in which frames were written to live subscribers
+        self.deliveries = 0  # an event, to one subscriber, live or from the backlog
+        self.deliveries_from_backlog = 0
+        self.delivered_bytes = 0  # the frames of these events; pings are not counted
+        self.fanout_ns = 0  # that turns of the loop took in which live subscribers were written to
         self.subscribers = 0  # streams that were begun
-        self.ends: Counter[str] = Counter()  # streams that ended, by a word for the reason
+        self.ends: Counter[str] = Counter()  # streams that ended, by core.delivery.subscriber.EndWord
         self.replays: Counter[str] = Counter()  # by verdict: "complete", "partial", "unknown", "none"
         self.log_ins: Counter[str] = Counter()  # by result: "right", "wrong", "unanswered", "too_many"
         self.commits = 0  # transactions of a backlog in a file

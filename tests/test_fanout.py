@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 
 from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights
+from core.counters import counters
 from core.delivery import fanout
 from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
@@ -46,10 +47,16 @@ class Recorder:
         self.pings_due: list[int] = []  # of each, the bytes of all events that it must not overtake
         self.full = False  # whether too much waits as soon as anything is sent
         self.behind_after = -1
+        self.end_word = "client"
+        self.end_reason: str | None = None
 
     def overflow(self) -> str | None:
         """Why too much waits."""
         return "too slow" if self.full else None
+
+    def drop(self, word: str, reason: str) -> None:
+        """Note why its stream ended."""
+        self.end_word, self.end_reason = word, reason
 
     def fall_behind(self, after: int) -> None:
         """Note from where it would go on."""
@@ -353,6 +360,51 @@ async def test_a_ping_comes_behind_the_events_also_to_who_has_just_joined(
     subject.flush()
     assert here.sent == CHUNKED.event(event.line) + CHUNKED.ping(NOW)
     assert newcomer.sent == CHUNKED.ping(NOW)
+
+
+async def test_deliveries_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event for each who is written it: newcomers too, with pings too, and nobody who has left."""
+    monkeypatch.setattr(fanout, "PING_TURNS", 1)
+    monkeypatch.setattr(fanout, "_SLICE", 2)
+    deliveries, size, spent = counters.deliveries, counters.delivered_bytes, counters.fanout_ns
+    subject, stamps = Fanout(backlog=False), Stamps()
+    crowd = [Recorder("/a", http_1_0=n < 2) for n in range(5)]
+    for recorder in crowd:
+        enter(subject, recorder)
+    event = an_event(stamps, "/a")
+    subject.deliver(event)
+    newcomer = Recorder("/a", http_1_0=False)
+    enter(subject, newcomer, event.stamp.position)
+    subject.deliver(an_event(stamps, "/a"))
+    subject.ping(NOW)
+    await asyncio.sleep(0)
+    subject.remove(cast(Subscriber, crowd.pop()))
+    subject.flush()
+    subject.ping(NOW)
+    subject.flush()
+    assert counters.deliveries - deliveries == 2 * len(crowd) + 1
+    sent = [each.sent.replace(each.wire.ping(NOW), b"") for each in [*crowd, newcomer]]
+    assert counters.delivered_bytes - size == sum(map(len, sent))
+    assert counters.fanout_ns > spent
+
+
+async def test_streams_and_their_ends_are_counted_by_reason() -> None:
+    """Wherever the subscriber is by then."""
+    begun, ends = counters.subscribers, counters.ends.copy()
+    subject, stamps = Fanout(backlog=False), Stamps()
+    slow, reads, lives = (Recorder("/a", http_1_0=False) for _ in range(3))
+    slow.full = True
+    enter(subject, slow)
+    enter(subject, lives)
+    subject.add(cast(Subscriber, reads))
+    subject.deliver(an_event(stamps, "/a"))
+    subject.flush()
+    assert slow.end_reason == "too slow"
+    assert counters.ends == ends
+    for recorder in (slow, reads, lives):
+        subject.remove(cast(Subscriber, recorder))
+    assert counters.subscribers - begun == 3
+    assert counters.ends - ends == {"too_slow": 1, "client": 2}
 
 
 async def test_pings_are_spread_over_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 from core.auth.networks import Networks
 from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights, is_for
+from core.counters import counters
 from core.delivery.catch_up import CatchUpContext, Follower
 from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
@@ -115,16 +116,20 @@ async def test_a_crowd_has_each_page_made_once() -> None:
 
     wire = Counted(chunks=False)
     subscription, rights = parse_subscription("/a"), Rights(frozenset({EVERY_EVENT}))
+    delivered, replays = counters.deliveries_from_backlog, counters.replays["complete"]
     async with crowd() as here:
         readers = [await here.follow(subscription, rights, wire) for _ in range(50)]
         streams = [await reader.readuntil(PING) for _, reader in readers]
     assert set(streams) == {here.store.stream(subscription, rights, BARE, EVENTS)}
     assert made == streams[0].count(b"\n") - 1
+    assert counters.deliveries_from_backlog - delivered == 50 * made  # though they are made once
+    assert counters.replays["complete"] - replays == 50
 
 
 async def test_everybody_gets_their_own() -> None:
     """Whatever others ask for at the same moment, in whatever form, with whatever rights."""
     dice = random.Random(7)
+    deliveries, size = counters.deliveries, counters.delivered_bytes
     rights = [NO_RIGHTS, *(Rights(frozenset({frozenset(topics)})) for topics in ("a", "b", "bc", ""))]
     async with crowd() as here:
         followers = []
@@ -136,6 +141,10 @@ async def test_everybody_gets_their_own() -> None:
             followers.append((reader, here.store.stream(subscription, may, wire, head)))
         for reader, expected_bytes in followers:
             assert await reader.readexactly(len(expected_bytes)) == expected_bytes
+    every = [expected_bytes for _, expected_bytes in followers]
+    assert counters.deliveries - deliveries == sum(each.count(b'"n"') for each in every)
+    pings = sum(len((CHUNKED if CHUNKED.ping(0.0) in each else BARE).ping(0.0)) for each in every)
+    assert counters.delivered_bytes - size == sum(map(len, every)) - pings
 
 
 async def test_rights_that_come_while_a_page_is_read_are_not_taken_for_those_it_was_read_with() -> None:

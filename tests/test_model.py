@@ -391,7 +391,7 @@ class Machine(RuleBasedStateMachine):
             reader.opening.cancel()
         reader.socket.close()
         if reader.subscriber:
-            reader.subscriber.drop("it has left")
+            reader.subscriber.drop("client", "it has left")
         else:
             reader.served.close()
 

@@ -111,7 +111,7 @@ def write(subscriber: Subscriber, data: bytes) -> None:
     """Send as the fan-out does where there is no backlog."""
     subscriber.send(data)
     if reason := subscriber.overflow():
-        subscriber.drop(reason)
+        subscriber.drop("too_slow", reason)
 
 
 async def test_once_the_connection_is_gone_its_transport_is_left_alone(
@@ -130,7 +130,7 @@ async def test_once_the_connection_is_gone_its_transport_is_left_alone(
         assert not subscriber.has_unread
         assert not subscriber.has_stalled(1e9, 1)
         for end in (subscriber.finish, subscriber.cut_off, subscriber.drop):
-            end("a reason")
+            end("error", "a reason")
 
 
 async def test_what_fits_goes_straight_to_the_socket() -> None:
@@ -243,6 +243,18 @@ async def test_small_pieces_that_wait_are_joined() -> None:
         assert transport.taken == b"".join(b"%03d" % n for n in range(100)) + b"end"
 
 
+@pytest.mark.parametrize("unread", [False, True])
+async def test_an_end_has_a_word_and_a_reason(unread: bool) -> None:
+    """Unless the client ends it; who is cut off is told in the same words, whatever waits for it."""
+    transport = Transport()
+    async with serving(transport, limit=100) as subscriber:
+        subscriber.send(b"abc" if unread else b"")
+        assert (subscriber.end_word, subscriber.end_reason) == ("client", None)
+        subscriber.cut_off("rights", "it has fewer")
+        assert (subscriber.end_word, subscriber.end_reason) == ("rights", "it has fewer")
+        assert (transport.aborted, transport.closed) == (unread, not unread)
+
+
 @pytest.mark.parametrize("waiting", [False, True])
 async def test_finishing_closes_after_all_is_sent(waiting: bool) -> None:
     """At once if nothing waits."""
@@ -250,7 +262,7 @@ async def test_finishing_closes_after_all_is_sent(waiting: bool) -> None:
     async with serving(transport, limit=100) as subscriber:
         transport.take(0 if waiting else 3)
         write(subscriber, b"abc")
-        subscriber.finish("the end")
+        subscriber.finish("server_stops", "the end")
         assert transport.closed is not waiting
         transport.take(3)
         await turns()
@@ -273,7 +285,7 @@ async def test_a_form_may_end_its_streams_with_something(waiting: bool) -> None:
     async with serving(transport, limit=100, wire=Ended(chunks=False)) as subscriber:
         transport.take(0 if waiting else 100)
         subscriber.send(b"abc")
-        subscriber.finish("the end")
+        subscriber.finish("server_stops", "the end")
         subscriber.send(b"d")
         transport.take(100)
         await turns()
@@ -283,7 +295,7 @@ async def test_a_form_may_end_its_streams_with_something(waiting: bool) -> None:
     async with serving(transport, limit=100, wire=Ended(chunks=False)) as subscriber:
         transport.take(3)
         subscriber.send(b"abc")
-        subscriber.drop("the end")
+        subscriber.drop("server_stops", "the end")
         assert transport.taken == b"abc"
 
 

@@ -9,22 +9,26 @@ same turn of the event loop it joins the fan-out, so that each event comes once.
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine
+from bisect import bisect_right
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple, NoReturn
 
 from core.auth.rights import Rights
+from core.counters import counters
 from core.delivery.channel import Key, key_of
 from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
 from core.events.replay import Gone, Placement
-from core.events.store import Page, Store, StoreError
+from core.events.store import Line, Page, Store, StoreError
 from core.events.topics import publish_path
 from core.expiring import Expiring
 
 _MOST_PATHS = 1000  # of which it is remembered whether the subscriber wants them
 _SHARED_SECONDS = 1.0  # that a page is kept for others
 _SHARED_PAGES = 16
+_POSITION = attrgetter("position")
 
 
 class CachedPage(NamedTuple):
@@ -33,6 +37,8 @@ class CachedPage(NamedTuple):
     first: int  # position of the first event that is held of the page, its end if there is none
     end: int  # position up to which it goes
     data: bytes
+    events: int  # in it
+    event_bytes: int
     gone: Gone  # what had left the backlog, at the latest, when it was read
     private: bool  # whether it was read with private events
 
@@ -90,6 +96,8 @@ class Follower:
         With nothing to read it has joined the fan-out already. It must not join later: without a backlog it
         could not read what is published in between.
         """
+        if placement.verdict:
+            counters.replays[placement.verdict] += 1
         if placement.after < self._end:
             return self.follow(placement)
         self._join(placement.after)
@@ -155,6 +163,9 @@ class Follower:
                 await self._give_up("what it needs next has left the backlog")
             if page.data:
                 self._subscriber.send(page.data)
+                counters.deliveries += page.events
+                counters.deliveries_from_backlog += page.events
+                counters.delivered_bytes += page.event_bytes
             await asyncio.sleep(0)  # live events have their turn
         return page.end
 
@@ -174,23 +185,34 @@ class Follower:
     def _make(self, position: int, read: tuple[Page, Rights]) -> CachedPage:
         page, rights = read
         alike = page.end <= self._replay_end and rights is self._subscriber.rights
-        first = page.lines[0].position if page.lines else page.end
-        data = b"".join(self._frames(page))
-        made = CachedPage(first, page.end, data, page.gone, bool(rights.readable))
+        replayed = bisect_right(page.lines, self._replay_end, key=_POSITION)
+        frames, ping = self._frames(page.lines[:replayed]), b""
+        if live := page.lines[replayed:]:
+            ping = self._ping()
+            self._replay_end = math.inf
+            frames += [ping, *self._frames(live)]
+        data = b"".join(frames)
+        made = CachedPage(
+            first=page.lines[0].position if page.lines else page.end,
+            end=page.end,
+            data=data,
+            events=len(frames) - bool(ping),
+            event_bytes=len(data) - len(ping),
+            gone=page.gone,
+            private=bool(rights.readable),
+        )
         if alike:
             self._context.pages.put((position, key_of(self._subscriber)), made)
         return made
 
-    def _frames(self, page: Page) -> list[bytes]:
+    def _frames(self, lines: Sequence[Line]) -> list[bytes]:
+        """The frames of those events that are for the subscriber."""
         if len(self._readable) > _MOST_PATHS or self._readable_by is not self._subscriber.rights:
             self._readable.clear()
             self._readable_by = self._subscriber.rights
         frame, readable, can_read = self._subscriber.wire.event, self._readable, self._subscriber.can_read
         frames = []
-        for position, path, line in page.lines:
-            if position > self._replay_end:
-                self._replay_end = math.inf
-                frames.append(self._ping())
+        for _, path, line in lines:
             wanted = readable.get(path)
             if wanted is None:
                 wanted = readable[path] = can_read(publish_path(path))
@@ -219,5 +241,5 @@ class Follower:
         return False
 
     async def _give_up(self, reason: str) -> NoReturn:
-        self._subscriber.drop(reason)
+        self._subscriber.drop("backlog", reason)
         await self._subscriber.gone()

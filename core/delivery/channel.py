@@ -6,6 +6,7 @@ the next.
 """
 
 from core.auth.rights import Segment, is_for, private_batches
+from core.counters import counters
 from core.delivery.subscriber import Subscriber, send_to_all
 from core.delivery.wire import Wire
 from core.events.subscription import Subscription
@@ -100,24 +101,26 @@ class Channel:
 
     def _begin_round(self) -> list[Subscriber]:
         """Make what is pending the next round, and write those of newcomers. For whom some of it waits."""
-        frames, self.pending, self.pending_bytes = self.pending, [], 0
-        pings, self._pings = self._pings, {}
+        this, frames, pings = self.round, self.pending, self._pings
+        this.end, this.events, this.event_bytes = self._pending_end, len(frames), self.pending_bytes
+        self.pending, self.pending_bytes, self._pings = [], 0, {}
         if not frames:
-            self.round.begin(self._pending_end, list(pings), [self._ping])
+            this.recipients, this.writes, this.pinged = list(pings), [self._ping], {}
             return []
         newcomers, self._newcomers = self._newcomers, {}
+        this.writes, this.pinged = _joined(frames), pings
+        this.writes_with_ping = _joined([*frames, self._ping]) if pings else []
         # sockets that were opened one after the other lie side by side in the kernel's memory: in a random
         # order its part of a delivery takes a tenth longer
-        recipients = list(self.subscribers)
+        this.recipients = list(self.subscribers)
         if newcomers:
-            recipients = [each for each in recipients if each not in newcomers]
-        self.round.begin(self._pending_end, recipients, _joined(frames))
-        if pings:
-            self.round.ping(pings, _joined([*frames, self._ping]))
+            this.recipients = [each for each in this.recipients if each not in newcomers]
         waiting = []
         for subscriber, first in newcomers.items():
             ping = [self._ping] if subscriber in pings else []
             waiting += _write([subscriber], _joined(frames[first:] + ping))
+            counters.deliveries += len(frames) - first
+            counters.delivered_bytes += sum(map(len, frames[first:]))
         return waiting
 
 
@@ -126,29 +129,30 @@ class Round:
 
     end: position of the last event in it, or before it.
     recipients: who gets it; empty between two rounds.
+    writes: its bytes, of so many events and their bytes; 0 if it is but a ping.
+    pinged: which recipients get others instead, the same with a ping at their end.
     """
 
-    __slots__ = ("_gone", "_pinged", "_writes", "_writes_with_ping", "_written", "end", "recipients")
+    __slots__ = (
+        "_gone",
+        "_written",
+        "end",
+        "event_bytes",
+        "events",
+        "pinged",
+        "recipients",
+        "writes",
+        "writes_with_ping",
+    )
 
     def __init__(self) -> None:
-        self.end = 0
+        self.end = self.events = self.event_bytes = 0
         self.recipients: list[Subscriber] = []
-        self._written = 0  # how many of them have been written to
+        self.writes: list[bytes] = []
+        self.pinged: dict[Subscriber, None] = {}
+        self.writes_with_ping: list[bytes] = []
+        self._written = 0  # how many recipients have been written to
         self._gone: set[Subscriber] = set()  # who of them has left the channel since
-        self._writes: list[bytes] = []
-        self._pinged: dict[Subscriber, None] = {}  # who of them gets the others, with a ping
-        self._writes_with_ping: list[bytes] = []
-
-    def begin(self, end: int, recipients: list[Subscriber], writes: list[bytes]) -> None:
-        """Begin another, once the last has come to everybody."""
-        self.end = end
-        self.recipients = recipients
-        self._writes = writes
-        self._pinged = {}
-
-    def ping(self, pinged: dict[Subscriber, None], writes: list[bytes]) -> None:
-        """Have some of the recipients written others instead, which end with a ping."""
-        self._pinged, self._writes_with_ping = pinged, writes
 
     def leave(self, subscriber: Subscriber) -> None:
         """Write nothing more to a subscriber, whether or not it is a recipient."""
@@ -156,8 +160,9 @@ class Round:
             self._gone.add(subscriber)
 
     def write(self, limit: int, waiting: list[Subscriber]) -> tuple[int, list[Subscriber]]:
-        """Write to up to so many of those who remain. To how many, and for whom something waits, of these
-        and of those who are in the list already.
+        """Write to up to so many of those who remain. To how many, and for whom something waits.
+
+        waiting: others for whom something waits.
         """
         some = self.recipients[self._written : self._written + limit]
         count = len(some)
@@ -167,11 +172,14 @@ class Round:
         if self._written == len(self.recipients):
             self.recipients, self._written = [], 0
             self._gone.clear()
-        if self._pinged:
-            pinged = [subscriber for subscriber in some if subscriber in self._pinged]
-            waiting += _write(pinged, self._writes_with_ping)
-            some = [subscriber for subscriber in some if subscriber not in self._pinged]
-        return count, waiting + _write(some, self._writes)
+        remaining = len(some)
+        counters.deliveries += self.events * remaining
+        counters.delivered_bytes += self.event_bytes * remaining
+        if self.pinged:
+            pinged = [subscriber for subscriber in some if subscriber in self.pinged]
+            waiting += _write(pinged, self.writes_with_ping)
+            some = [subscriber for subscriber in some if subscriber not in self.pinged]
+        return count, waiting + _write(some, self.writes)
 
 
 def _write(subscribers: list[Subscriber], writes: list[bytes]) -> list[Subscriber]:
@@ -184,6 +192,8 @@ def _write(subscribers: list[Subscriber], writes: list[bytes]) -> list[Subscribe
 
 def _joined(frames: list[bytes]) -> list[bytes]:
     """The frames in few pieces, so that a long turn does not become one write of any size."""
+    if len(frames) == 1:
+        return frames
     pieces = []
     start = size = 0
     for index, frame in enumerate(frames):

@@ -17,11 +17,13 @@ stays small, and nobody's turn gets long.
 import asyncio
 import logging
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from core.auth.rights import Rights
+from core.counters import counters
 from core.delivery.channel import Channel, Key, key_of
 from core.delivery.registry import Registry
 from core.delivery.subscriber import Subscriber
@@ -82,6 +84,7 @@ class Fanout:
     def add(self, subscriber: Subscriber) -> None:
         """A subscriber is there, who reads the backlog first, if there is one."""
         self._reading.add(subscriber)
+        counters.subscribers += 1
 
     def join(self, subscriber: Subscriber, position: int) -> None:
         """From now on the subscriber gets what it asked for; up to that position it has had everything.
@@ -126,7 +129,8 @@ class Fanout:
         return min(turns, key=lambda turn: len(self._pinged[turn]) // _SLICE)
 
     def remove(self, subscriber: Subscriber) -> None:
-        """Undo add(), wherever the subscriber is by now."""
+        """Undo add(), wherever the subscriber is by now: its stream is over."""
+        counters.ends[subscriber.end_word] += 1
         if subscriber in self._reading:
             self._reading.remove(subscriber)
         else:
@@ -156,7 +160,7 @@ class Fanout:
             subscriber.rights = rights
             self._join(subscriber)
         if reduced and subscriber.has_unread:
-            subscriber.cut_off("it has fewer rights now, and may not get what waits for it")
+            subscriber.cut_off("rights", "it has fewer rights now, and may not get what waits for it")
 
     def deliver(self, event: Event) -> None:
         """Put an event on its way to those who want it."""
@@ -248,7 +252,7 @@ class Fanout:
             self._reading.add(subscriber)
             subscriber.fall_behind(after)
         else:
-            subscriber.drop(reason)
+            subscriber.drop("too_slow", reason)
 
     def _enqueue(self, channel: Channel) -> None:
         if not self._queue:
@@ -257,6 +261,7 @@ class Fanout:
         channel.queued = True
 
     def _write_slice(self) -> None:
+        begun = time.perf_counter_ns()
         remaining = _SLICE
         try:
             while self._queue and remaining > 0:
@@ -269,6 +274,7 @@ class Fanout:
                     self._queue.pop()
                     channel.queued = False
         finally:
+            counters.fanout_ns += time.perf_counter_ns() - begun
             if self._queue:
                 asyncio.get_running_loop().call_soon(self._write_slice)
 

@@ -13,7 +13,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import NoReturn, Protocol
+from typing import Literal, NoReturn, Protocol
 
 from core.auth.login import Login
 from core.auth.rights import NO_RIGHTS, is_for
@@ -25,6 +25,11 @@ _GRACE = 1.0  # seconds that more than the limit may wait
 _BURST_FACTOR = 4  # times the limit that may wait during that second
 _TLS_CLOSE_GRACE = 1.0  # seconds
 _MAX_WRITE = 128 * 1024  # bytes; what a write leaves behind is copied, once for each stalled subscriber
+
+# why a stream ended, for counting; "client": the other side ended it
+EndWord = Literal[
+    "client", "too_slow", "stalled", "backlog", "rights", "credentials", "server_stops", "error"
+]
 
 
 class FlowControl(Protocol):
@@ -39,6 +44,21 @@ class FlowControl(Protocol):
 
 class Subscriber:
     """A reader's end of a stream whose head has been sent.
+
+    state   what it means                                       what moves it on
+    ------  --------------------------------------------------  ------------------------------------------
+    free    nothing waits: what is sent goes to the socket      the socket is full: full
+    full    what is sent waits in the queue: see flush()        all is written: free
+                                                                too much waits (overflow(), a slow consumer):
+                                                                behind, or over where there is no backlog
+    behind  fall_behind(): it is sent no live events, what      all is written: serve() returns, it is sent
+            waits is written                                    the backlog (free, full), and joins again
+    ending  finish(): nothing more is sent, what waits is       all is written: over
+            written
+    over    the connection is closed, or by drop() aborted      the connection is gone: lost
+    lost    the transport must not be used any more             the task that serves it is cancelled
+
+    It begins free, or full if its head has not gone out yet. From any state it may come to the last three.
 
     peer: who it is, for the log.
     ping_turn: when it gets its pings, see core.delivery.fanout; None until it has joined.
@@ -61,6 +81,7 @@ class Subscriber:
         "_queue",
         "_transport",
         "end_reason",
+        "end_word",
         "free",
         "login",
         "lost",
@@ -90,7 +111,8 @@ class Subscriber:
         self.wire = wire
         self.ping_turn: int | None = None
         self.lost = False  # whether the connection is gone, which the server will soon be told
-        self.end_reason: str | None = None  # why this side ended the stream
+        self.end_reason: str | None = None  # why this side ended the stream, for the log
+        self.end_word: EndWord = "client"  # why it ended, if it is over
         self._transport = transport
         self._flow = flow
         self._drain = drain
@@ -240,21 +262,21 @@ class Subscriber:
             self._progress_at = now
         return now - self._progress_at >= timeout
 
-    def finish(self, reason: str) -> None:
+    def finish(self, word: EndWord, reason: str) -> None:
         """End the stream: the connection is closed once all that is queued is written, and the form's end."""
         if end := self.wire.end():
             self.send(end)
-        self.end_reason = reason
+        self.end_word, self.end_reason = word, reason
         self.free = None
         if not self._full.done():
             self._close()
 
-    def cut_off(self, reason: str) -> None:
+    def cut_off(self, word: EndWord, reason: str) -> None:
         """End the stream at once, without what waits for the reader."""
         if self.has_unread:
-            self.drop(reason)
+            self.drop(word, reason)
         else:
-            self.finish(reason)
+            self.finish(word, reason)
 
     def _close(self) -> None:
         if self.lost:
@@ -264,9 +286,9 @@ class Subscriber:
             # asyncio waits half a minute for the peer's own close_notify; a busy peer sends none
             asyncio.get_running_loop().call_later(_TLS_CLOSE_GRACE, self._transport.abort)
 
-    def drop(self, reason: str) -> None:
+    def drop(self, word: EndWord, reason: str) -> None:
         """End the stream at once, and free what waits for it, in the kernel too."""
-        self.end_reason = reason
+        self.end_word, self.end_reason = word, reason
         self.free = None
         self._queue = None
         self.queued_bytes = 0
