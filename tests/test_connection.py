@@ -12,10 +12,11 @@ import pytest
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
 
+import core.http.connection
 from core.errors import Refused
 from core.events.store import Accepted
-from core.http.chunked_body import MOST_HELD
-from core.http.connection import Connection
+from core.http.chunked_body import MOST_HELD, PARSED_AT_ONCE
+from core.http.connection import Connection, connection_of
 from core.http.server import HttpServer
 from core.settings import ServerConfig
 
@@ -79,7 +80,8 @@ class Handler:
         self.handled: list[bytes] = []
         self.stored: list[asyncio.Future[Accepted]] = []
         self.at_once = True  # whether they are stored in the same moment
-        self.answers_when: asyncio.Event | None = None  # whether, and for what, the others wait
+        self.may_answer: asyncio.Semaphore | None = None  # what the others wait for, if they do
+        self.closes = False  # whether an answer is the last of its connection
 
     def publish_at_once(
         self,
@@ -96,10 +98,14 @@ class Handler:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer it."""
+        connection_of(request).want_body(request.content)
         self.handled.append(await request.read())
-        if self.answers_when:
-            await self.answers_when.wait()
-        return web.Response()
+        if self.may_answer:
+            await self.may_answer.acquire()
+        response = web.Response()
+        if self.closes:
+            response.force_close()
+        return response
 
     def accepted_answer(self, accepted: Accepted) -> bytes:  # noqa: ARG002
         """A short one."""
@@ -154,7 +160,10 @@ async def test_the_first_bytes_of_a_connection_may_be_a_plain_publish() -> None:
     opened.comes(publish(2))
     await turns()
     assert opened.answers == [QUICK, QUICK]
-    assert (opened.handler.taken, opened.handler.handled) == ([b"1", b"2"], [])
+    opened.comes(publish(3, "X-Other: 1\r\n"))
+    await turns()
+    assert opened.answers == [QUICK, QUICK, LONG]
+    assert (opened.handler.taken, opened.handler.handled) == ([b"1", b"2"], [b"3"])
 
 
 async def test_the_first_bytes_may_be_any_other_request() -> None:
@@ -183,16 +192,54 @@ async def test_a_publish_in_the_turn_after_an_answer_is_answered_where_it_is_rea
     assert opened.handler.taken[0] == b"2"
 
 
-async def test_nothing_is_taken_behind_an_answer_that_is_the_last() -> None:
-    """Whoever asked for the connection to be closed gets no answer to what comes behind that."""
+@pytest.mark.parametrize("field", ["Connection: close\r\n", "X-Other: 1\r\n"])
+async def test_nothing_is_taken_behind_an_answer_that_is_the_last(field: str) -> None:
+    """Whichever side asked for the connection to be closed: what comes behind is not answered."""
     opened = Opened()
+    opened.handler.closes = "close" not in field
     loop = asyncio.get_running_loop()
     opened.transport.on_write = lambda _: loop.call_soon(opened.comes, publish(2))
-    opened.comes(publish(1, "Connection: close\r\n"))
+    opened.comes(publish(1, field))
     await turns()
     assert opened.answers == [LONG]
     assert opened.handler.taken == []
     assert opened.transport.closed
+
+
+async def test_nothing_is_taken_while_a_request_is_being_answered() -> None:
+    """Of several that came together, one is answered: the next is on its turn, and a publish waits for it."""
+    opened = Opened()
+    opened.handler.may_answer = asyncio.Semaphore(1)
+    opened.comes(publish(1, "X-Other: 1\r\n") + publish(2, "X-Other: 1\r\n"))
+    await turns()
+    assert opened.answers == [LONG]
+    opened.comes(publish(3))
+    await turns()
+    assert opened.answers == [LONG]
+    opened.handler.may_answer.release()
+    opened.handler.may_answer.release()
+    await turns()
+    assert opened.handler.handled == [b"1", b"2", b"3"]
+    assert opened.handler.taken == []
+
+
+async def test_a_connection_takes_any_number_of_publishes() -> None:
+    """aiohttp's parser, which lets a few requests wait, is told of each that it waits no longer."""
+    opened = Opened()
+    for number in range(100):
+        opened.comes(publish(number))
+    assert opened.answers == [QUICK] * 100
+
+
+async def test_a_publish_that_the_store_refuses_goes_the_long_way() -> None:
+    """Whole, and though nothing comes behind it."""
+    opened = Opened()
+    opened.handler.at_once = False
+    opened.comes(publish(1))
+    opened.handler.stored[0].set_exception(Refused(503, "full"))
+    await turns()
+    assert opened.answers == [LONG]
+    assert opened.handler.handled == [b"1"]
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -236,6 +283,68 @@ async def test_no_more_is_read_behind_a_publish_than_may_be_kept() -> None:
         await turns()
     assert opened.transport.reading
     assert opened.handler.handled == [b"%d" % n for n in range(1, number + 1)]
+
+
+async def test_what_is_cut_into_pieces_waits_for_a_publish_in_the_first() -> None:
+    """As it is where there may be chunks: they are parsed piece by piece."""
+    opened = Opened()
+    opened.handler.at_once = False
+    body = b"1" + b" " * (PARSED_AT_ONCE - 100)
+    first = b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    chunked = b"PUT /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\n2\r\n" * 2000
+    opened.comes(first + chunked)
+    await turns()
+    assert (opened.answers, len(opened.handler.taken)) == ([], 1)
+    opened.handler.stored[0].set_result(ACCEPTED)
+    await turns()
+    opened.comes(b"0\r\n\r\n")
+    await turns()
+    assert opened.answers == [QUICK, LONG]
+    assert opened.handler.handled == [b"2" * 2000]
+
+
+async def test_a_large_body_behind_a_publish_is_read_on_when_that_is_answered() -> None:
+    """The socket is not read meanwhile."""
+    opened = Opened()
+    opened.handler.at_once = False
+    opened.comes(publish(1))
+    body = b"2" * (MOST_HELD + 1000)
+    opened.comes(b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:-1])
+    assert not opened.transport.reading
+    opened.handler.stored[0].set_result(ACCEPTED)
+    await turns()
+    assert opened.transport.reading
+    opened.comes(body[-1:])
+    await turns()
+    assert opened.handler.handled == [body]
+
+
+async def test_a_connection_whose_publish_is_being_stored_is_not_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long that takes; when it is answered, the time that a connection may be idle begins again."""
+    monkeypatch.setattr(core.http.connection, "IDLE_TIMEOUT", 0.01)
+    opened = Opened()
+    opened.comes(publish(1))
+    opened.handler.at_once = False
+    opened.comes(publish(2))
+    await asyncio.sleep(0.1)
+    assert not opened.transport.closed
+    opened.handler.stored[1].set_result(ACCEPTED)
+    await asyncio.sleep(0.1)
+    assert opened.transport.closed
+    assert opened.answers == [QUICK, QUICK]
+
+
+async def test_a_client_hears_that_its_head_is_late_though_it_sends_no_more() -> None:
+    """Its end of input comes before the answer is written."""
+    opened = Opened()
+    opened.comes(b"PUT /a")
+    opened.connection.head_is_late(Refused(408, "late", close=True))
+    assert opened.connection.eof_received()
+    await turns()
+    (answer,) = opened.answers
+    assert answer.startswith(b"HTTP/1.1 408 ")
 
 
 # What a client has sent behind a publish when it sends no more -> its answers
@@ -295,7 +404,7 @@ async def test_a_publisher_who_hangs_up_while_it_is_being_stored_is_forgotten() 
 async def test_a_stop_closes_idle_connections_and_waits_for_answers() -> None:
     """For so many seconds; whoever is answered meanwhile gets the whole answer."""
     idle, asks = Opened(), Opened()
-    asks.handler.answers_when = asyncio.Event()
+    asks.handler.may_answer = asyncio.Semaphore(0)
     asks.comes(publish(1, "X-Other: 1\r\n"))
     await turns()
     await asyncio.wait_for(idle.server.stop(60), 5)
@@ -304,7 +413,7 @@ async def test_a_stop_closes_idle_connections_and_waits_for_answers() -> None:
     await turns()
     assert not stop.done()
     assert not asks.transport.closed
-    asks.handler.answers_when.set()
+    asks.handler.may_answer.release()
     await asyncio.wait_for(stop, 5)
     assert asks.answers == [LONG]
     assert asks.transport.closed
@@ -313,7 +422,7 @@ async def test_a_stop_closes_idle_connections_and_waits_for_answers() -> None:
 async def test_a_stop_cuts_off_what_is_not_answered_in_time() -> None:
     """Its task is cancelled."""
     opened = Opened()
-    opened.handler.answers_when = asyncio.Event()
+    opened.handler.may_answer = asyncio.Semaphore(0)
     opened.comes(publish(1, "X-Other: 1\r\n"))
     await turns()
     await opened.server.stop(0.01)
