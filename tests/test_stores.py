@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.counters import counters
 from core.events import store as store_module
 from core.events.cursor import Mark, Stamps
 from core.events.event import Draft, Event
@@ -348,6 +349,19 @@ async def test_a_file_lets_go_of_answers_that_had_to_make_room(
         assert {ask.name for ask in held[1]} <= set(stored)
         assert len(stored) <= 6  # the next write lets go of the last one
     assert held[1] == held[2] == held[3] == [asks[0], *asks[-4:]]
+
+
+def test_transactions_are_counted(tmp_path: Path) -> None:
+    """Those that failed apart, and the time that the others took."""
+    with opened(tmp_path) as (_, store):
+        commits, spent, failed = counters.commits, counters.commit_ns, counters.failed_commits
+        store(1000)
+        store(1000)
+        assert (counters.commits - commits, counters.failed_commits - failed) == (2, 0)
+        assert 0 < counters.commit_ns - spent < 60 * 10**9
+        with pytest.raises(StoreError):
+            store(1000, Item("queue", None, 600))  # type: ignore[arg-type]
+        assert (counters.commits - commits, counters.failed_commits - failed) == (2, 1)
 
 
 def test_items_of_a_write_that_fails_are_not_remembered(tmp_path: Path) -> None:

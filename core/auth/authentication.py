@@ -28,6 +28,7 @@ from core.auth.login import (
 )
 from core.auth.networks import queues_of, site_of
 from core.auth.rights import Rights
+from core.counters import counters
 from core.errors import Refused
 from core.expiring import Expiring
 
@@ -66,11 +67,17 @@ class Authentication:
         if not authorization or not self.configured:
             return None
         try:
-            return await self._identify(parse_credentials(authorization), address)
-        except (WrongCredentials, TooManyAttempts):
+            login = await self._identify(parse_credentials(authorization), address)
+        except Unanswered:
+            counters.log_ins["unanswered"] += 1
+            raise
+        except (WrongCredentials, TooManyAttempts) as refused:
+            counters.log_ins["too_many" if isinstance(refused, TooManyAttempts) else "wrong"] += 1
             if self._anonymous:
                 return None
             raise
+        counters.log_ins["right"] += 1
+        return login
 
     async def _identify(self, credentials: Credentials, address: str) -> Login:
         here = (site_of(address), credentials.digest)

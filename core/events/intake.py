@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from core.counters import counters
 from core.events.event import MAX_BATCH, Draft
 from core.events.idempotency import Answers, Ask, Item
 from core.events.store import PORTION, Accepted, Outlet, Store
@@ -86,7 +87,13 @@ class Intake:
 
     def take_at_once(self, path: PublishPath, opening: str) -> asyncio.Future[Accepted]:
         """Publish one event. Only while at_once. The future may raise Refused."""
-        return self._store.append((Draft(path, opening),))
+        # Draft(path, opening) would take twice as long: it is not C that makes a NamedTuple
+        answer = self._store.append((tuple.__new__(Draft, (path, opening)),))
+        if answer.done():
+            counters.events["accepted"] += 1
+        else:
+            answer.add_done_callback(_count)
+        return answer
 
     def turn(self, publisher: str, events: int) -> AbstractAsyncContextManager[None]:
         """The turn of a publisher, from before events are read out of a body until they are taken."""
@@ -104,6 +111,7 @@ class Intake:
         Nothing is awaited here, so that the same key cannot publish twice meanwhile.
         """
         if ask and (answer := self._answers.find(ask)):
+            counters.events["repeated"] += len(openings)
             return Taken(answer, replayed=True)
         if self._store.is_full:
             raise too_much_waits()
@@ -114,10 +122,7 @@ class Intake:
         if ask:
             # not forgotten before it is there
             self._gone += self._answers.remember(ask, answer, age=-math.inf)
-        if answer.done():
-            self._answered(ask, answer)
-        else:
-            answer.add_done_callback(functools.partial(self._answered, ask))
+        self._when_answered(ask, answer)
         return Taken(answer, replayed=False)
 
     def take_items(self, drafts: Sequence[Draft], items: Sequence[Item]) -> asyncio.Future[Accepted]:
@@ -125,7 +130,9 @@ class Intake:
 
         Whether they were published before is asked before. The future may raise Refused(503).
         """
-        return self._append(drafts, items=items)
+        answer = self._append(drafts, items=items)
+        self._when_answered(None, answer)
+        return answer
 
     async def remembered_items(self, queue: str) -> Sequence[tuple[bytes, float]]:
         """The items of a queue that earlier lives have taken: see Store. Raises StoreError."""
@@ -137,7 +144,14 @@ class Intake:
         if batches:
             await asyncio.wait(batches, timeout=patience)
 
+    def _when_answered(self, ask: Ask | None, answer: asyncio.Future[Accepted]) -> None:
+        if answer.done():
+            self._answered(ask, answer)
+        else:
+            answer.add_done_callback(functools.partial(self._answered, ask))
+
     def _answered(self, ask: Ask | None, answer: asyncio.Future[Accepted]) -> None:
+        _count(answer)
         # the publisher may have hung up, so the exception counts as seen here
         refused = answer.cancelled() or answer.exception() is not None
         if ask and refused:
@@ -150,3 +164,9 @@ class Intake:
     ) -> asyncio.Future[Accepted]:
         gone, self._gone = self._gone, []
         return self._store.append(drafts, ask, items, gone)
+
+
+def _count(answer: asyncio.Future[Accepted]) -> None:
+    """Count events that the store has taken, if it has."""
+    if not answer.cancelled() and answer.exception() is None:
+        counters.events["accepted"] += answer.result().events

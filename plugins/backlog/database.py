@@ -6,12 +6,14 @@ Events are filed by their position, public and private ones in a table each.
 
 import contextlib
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from core.counters import counters
 from core.events.cursor import TICKS_PER_SECOND, Mark, position_at
 from core.events.event import Event
 from core.events.idempotency import Ask, Item
@@ -300,13 +302,16 @@ class BacklogFile(SqliteFile):
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        lost = self.lost
+        lost, began = self.lost, time.perf_counter_ns()
         try:
             with super()._transaction() as connection:
                 yield connection
         except BaseException:
             self.lost = lost
+            counters.failed_commits += 1
             raise
+        counters.commits += 1  # by the one thread that writes
+        counters.commit_ns += time.perf_counter_ns() - began
 
 
 def _insert(connection: sqlite3.Connection, kind: str, events: Sequence[Event]) -> None:
