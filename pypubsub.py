@@ -40,7 +40,7 @@ from core.errors import RETRY_AFTER, ConfigError, Refused, StartError, collected
 from core.events.batch import count_ndjson, parse_ndjson_in_slices
 from core.events.cursor import Mark, Stamp
 from core.events.event import parse_payload
-from core.events.idempotency import ask_again
+from core.events.idempotency import idempotency_key
 from core.events.intake import Intake, Source
 from core.events.replay import HEADERS, QUERY_KEYS, Placement, ReplayRequest, replay_request
 from core.events.store import Accepted, Store
@@ -268,7 +268,7 @@ class Server:
             body = await read_body(request, self.config.server.max_payload_size)
             ask = None
             if (key := request.headers.get("Idempotency-Key")) is not None:
-                ask = ask_again(publisher, path.text, key, body)
+                ask = idempotency_key(publisher, path.text, key, body)
             events = count_ndjson(body) if holds_lines(request) else 1
             with self.intake.waiting.hold(publisher, len(body)):
                 async with self.intake.turn(publisher, events):

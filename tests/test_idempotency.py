@@ -5,7 +5,7 @@ import math
 import pytest
 
 from core.errors import Refused
-from core.events.idempotency import Answers, Ask, ask_again, fair_share
+from core.events.idempotency import IdempotencyKey, ReplyCache, fair_share, idempotency_key
 
 
 class Clock:
@@ -19,15 +19,15 @@ class Clock:
         return self.now
 
 
-def ask(key: str, body: bytes = b"body") -> Ask:
+def ask(key: str, body: bytes = b"body") -> IdempotencyKey:
     """A key of one publisher on one path."""
-    return ask_again("127.0.0.1", "/a", key, body)
+    return idempotency_key("127.0.0.1", "/a", key, body)
 
 
 def test_an_answer_is_forgotten_after_the_window() -> None:
     """Not before; the key can then be used for another body."""
     clock = Clock()
-    answers: Answers[int] = Answers(window=10, clock=clock)
+    answers: ReplyCache[int] = ReplyCache(window=10, clock=clock)
     answers.remember(ask("k"), 1)
     clock.now += 9.9
     assert answers.find(ask("k")) == 1
@@ -37,7 +37,7 @@ def test_an_answer_is_forgotten_after_the_window() -> None:
 
 def test_the_oldest_answers_give_way() -> None:
     """Memory is bounded by a number of answers."""
-    answers: Answers[int] = Answers(window=10, limit=3, clock=Clock())
+    answers: ReplyCache[int] = ReplyCache(window=10, limit=3, clock=Clock())
     for n in range(5):
         answers.remember(ask(str(n)), n)
     assert [answers.find(ask(str(n))) for n in range(5)] == [None, None, 2, 3, 4]
@@ -45,17 +45,17 @@ def test_the_oldest_answers_give_way() -> None:
 
 def test_a_window_of_nothing_remembers_nothing() -> None:
     """idempotency_window: 0."""
-    answers: Answers[int] = Answers(window=0, clock=Clock())
+    answers: ReplyCache[int] = ReplyCache(window=0, clock=Clock())
     answers.remember(ask("k"), 1)
     assert answers.find(ask("k")) is None
 
 
 def test_a_key_belongs_to_a_publisher_and_a_path() -> None:
     """The same key elsewhere is another one."""
-    answers: Answers[int] = Answers(window=10, clock=Clock())
+    answers: ReplyCache[int] = ReplyCache(window=10, clock=Clock())
     answers.remember(ask("k"), 1)
-    assert answers.find(ask_again("127.0.0.2", "/a", "k", b"body")) is None
-    assert answers.find(ask_again("127.0.0.1", "/b", "k", b"other")) is None
+    assert answers.find(idempotency_key("127.0.0.2", "/a", "k", b"body")) is None
+    assert answers.find(idempotency_key("127.0.0.1", "/b", "k", b"other")) is None
     with pytest.raises(Refused) as refused:
         answers.find(ask("k", b"other"))
     assert refused.value.status == 422
@@ -69,7 +69,7 @@ def test_visible_ascii_is_a_key(key: str) -> None:
 
 def test_a_refusal_is_not_remembered() -> None:
     """The key can be used again, for another body too."""
-    answers: Answers[int] = Answers(window=10, clock=Clock())
+    answers: ReplyCache[int] = ReplyCache(window=10, clock=Clock())
     answers.remember(ask("k"), 1)
     answers.forget(ask("k"), 1)
     assert answers.find(ask("k", b"other")) is None
@@ -78,7 +78,7 @@ def test_a_refusal_is_not_remembered() -> None:
 def test_the_window_begins_anew_when_the_answer_is_there() -> None:
     """And a refusal that comes late does not take away what was remembered meanwhile."""
     clock = Clock()
-    answers: Answers[int] = Answers(window=10, clock=clock)
+    answers: ReplyCache[int] = ReplyCache(window=10, clock=clock)
     answers.remember(ask("k"), 1, age=-math.inf)
     clock.now += 11
     assert answers.find(ask("k")) == 1
@@ -94,7 +94,7 @@ def test_the_window_begins_anew_when_the_answer_is_there() -> None:
 def test_an_answer_of_an_earlier_life_is_as_old_as_it_is() -> None:
     """What is left of the window counts."""
     clock = Clock()
-    answers: Answers[int] = Answers(window=10, clock=clock)
+    answers: ReplyCache[int] = ReplyCache(window=10, clock=clock)
     answers.remember(ask("k"), 1, age=7)
     clock.now += 2.9
     assert answers.find(ask("k")) == 1
@@ -104,14 +104,14 @@ def test_an_answer_of_an_earlier_life_is_as_old_as_it_is() -> None:
 
 def test_a_publisher_does_not_push_out_the_keys_of_others() -> None:
     """However many it uses: it loses its own oldest ones. Alone it may have all the room there is."""
-    answers: Answers[int] = Answers(window=10, limit=10, clock=Clock())
+    answers: ReplyCache[int] = ReplyCache(window=10, limit=10, clock=Clock())
 
     def held(publisher: str, numbers: range) -> list[int | None]:
-        return [answers.find(ask_again(publisher, "/a", str(n), b"body")) for n in numbers]
+        return [answers.find(idempotency_key(publisher, "/a", str(n), b"body")) for n in numbers]
 
     def use(publisher: str, numbers: range) -> None:
         for n in numbers:
-            answers.remember(ask_again(publisher, "/a", str(n), b"body"), n)
+            answers.remember(idempotency_key(publisher, "/a", str(n), b"body"), n)
 
     use("quiet", range(2))
     use("busy", range(100))
@@ -121,8 +121,8 @@ def test_a_publisher_does_not_push_out_the_keys_of_others() -> None:
     assert held("quiet", range(2)) == [0, 1]
     assert held("busy", range(96, 100)) == list(range(96, 100))
     assert held("as busy", range(95, 100)) == [None, *range(96, 100)]
-    answers.forget(ask_again("quiet", "/a", "0", b"body"), 0)
-    answers.forget(ask_again("quiet", "/a", "1", b"body"), 1)
+    answers.forget(idempotency_key("quiet", "/a", "0", b"body"), 0)
+    answers.forget(idempotency_key("quiet", "/a", "1", b"body"), 1)
     use("busy", range(200, 206))
     assert held("busy", range(200, 206)) == list(range(200, 206))
 

@@ -9,12 +9,12 @@ import pytest
 from core.counters import counters
 from core.errors import Refused
 from core.events.event import Draft
-from core.events.idempotency import Item, ask_again
+from core.events.idempotency import QueueItem, idempotency_key
 from core.events.intake import Intake
 from core.events.store import PORTION, Accepted
 from core.events.topics import publish_path
 from plugins.backlog.unstored import Unstored
-from test_stores import Delivered
+from stores import Delivered
 
 Counted = dict[str, int]
 
@@ -49,7 +49,7 @@ async def test_events_are_counted_whichever_way_they_come(counted: Counted) -> N
     await intake.take(PATH, [OPENING] * 3, None).answer
     assert counted == {"accepted": 4}
     await intake.take(PATH, [OPENING] * (PORTION + 1), None).answer
-    await intake.take_items([Draft(PATH, OPENING)] * 2, [Item("queue", b"1", 600)])
+    await intake.take_items([Draft(PATH, OPENING)] * 2, [QueueItem("queue", b"1", 600)])
     assert counted == {"accepted": len(outlet)} == {"accepted": PORTION + 7}
 
 
@@ -58,7 +58,7 @@ async def test_events_that_are_brought_again_are_counted_apart(counted: Counted)
     outlet = Delivered()
     intake = Intake(Unstored(outlet), outlet, 600)
     await intake.open()
-    key = ask_again("somebody", "/a", "key", b"body")
+    key = idempotency_key("somebody", "/a", "key", b"body")
     for _ in range(3):
         await intake.take(PATH, [OPENING] * 2, key).answer
     assert counted == {"accepted": 2, "repeated": 4}
@@ -73,7 +73,7 @@ async def test_events_that_the_store_refuses_are_not_counted(counted: Counted) -
     ways: list[Callable[[], asyncio.Future[Accepted]]] = [
         lambda: intake.take_at_once(PATH, OPENING),
         lambda: intake.take(PATH, [OPENING], None).answer,
-        lambda: intake.take_items([Draft(PATH, OPENING)], [Item("queue", b"1", 600)]),
+        lambda: intake.take_items([Draft(PATH, OPENING)], [QueueItem("queue", b"1", 600)]),
     ]
     for take in ways:
         counted.clear()

@@ -17,7 +17,7 @@ from core.counters import counters
 from core.events import store as store_module
 from core.events.cursor import Mark, Stamps
 from core.events.event import Draft, Event
-from core.events.idempotency import Answers, Ask, Item, ask_again
+from core.events.idempotency import IdempotencyKey, QueueItem, ReplyCache, idempotency_key
 from core.events.intake import Intake
 from core.events.replay import Gone, Placement, ReplayRequest
 from core.events.store import Accepted, Page, StoreError
@@ -227,7 +227,9 @@ async def test_what_a_failed_commit_has_left_behind_is_undone(tmp_path: Path) ->
 
     def store(path: str, key: bytes) -> int:
         event = Event(publish_path(path), '{"a": "x"', life.store._stamps.next())
-        write = Write([event], Ask(key, b""), Accepted(event.stamp, 1), [Item("queue", key, 600)])
+        write = Write(
+            [event], IdempotencyKey(key, b""), Accepted(event.stamp, 1), [QueueItem("queue", key, 600)]
+        )
         file.store([write], end, life.clock.seconds())
         return event.stamp.position
 
@@ -236,7 +238,7 @@ async def test_what_a_failed_commit_has_left_behind_is_undone(tmp_path: Path) ->
     file.has_failed = True
     kept = store("/a", b"kept")
     assert [line.position for line in file.read(0, 2**60, KINDS).lines] == [end, kept]
-    assert [answer.ask.scope for answer in file.remembered(life.clock.seconds())] == [b"kept"]
+    assert [answer.key.scope for answer in file.remembered(life.clock.seconds())] == [b"kept"]
     assert [key for key, _ in file.remembered_items("queue", life.clock.seconds())] == [b"kept"]
     file.close_reader()
     file.close_writer()
@@ -251,7 +253,7 @@ def opened(directory: Path, window: float = 600) -> Iterator[tuple[BacklogFile, 
     clock = Clock()
     stamps = Stamps(clock, clock)
 
-    def store(now: float, *items: Item, ask: Ask | None = None) -> None:
+    def store(now: float, *items: QueueItem, ask: IdempotencyKey | None = None) -> None:
         event = Event(publish_path("/a"), '{"a": "x"', stamps.next())
         file.store([Write([event], ask, Accepted(event.stamp, 1), items)], 0, now)
 
@@ -265,8 +267,8 @@ def opened(directory: Path, window: float = 600) -> Iterator[tuple[BacklogFile, 
 def test_items_are_remembered_for_their_window_by_queue(tmp_path: Path) -> None:
     """The oldest first, with what is left of it; then they leave the file."""
     with opened(tmp_path) as (file, store):
-        store(1000, Item("one", b"a", 100))
-        store(1050, Item("one", b"b", 100), Item("two", b"a", 10))
+        store(1000, QueueItem("one", b"a", 100))
+        store(1050, QueueItem("one", b"b", 100), QueueItem("two", b"a", 10))
         assert file.remembered_items("one", 1060) == [(b"a", 40), (b"b", 90)]
         assert file.remembered_items("two", 1059) == [(b"a", 1)]
         assert file.remembered_items("two", 1061) == []
@@ -283,9 +285,9 @@ def test_the_newest_items_of_each_queue_are_remembered(
     monkeypatch.setattr(remembered, "MAX_REMEMBERED", 3)
     with opened(tmp_path) as (file, store):
         for n in range(20):
-            store(1000 + n, Item("busy", b"%d" % n, 600))
+            store(1000 + n, QueueItem("busy", b"%d" % n, 600))
             if n < 2:
-                store(1000 + n, Item("quiet", b"%d" % n, 600), ask=Ask(b"%d" % n, b""))
+                store(1000 + n, QueueItem("quiet", b"%d" % n, 600), ask=IdempotencyKey(b"%d" % n, b""))
         file.prune(NOTHING, 1020)
         busy = [key for key, _ in file.remembered_items("busy", 1020)]
         assert busy[-5:] == [b"15", b"16", b"17", b"18", b"19"]
@@ -293,7 +295,7 @@ def test_the_newest_items_of_each_queue_are_remembered(
         assert [key for key, _ in file.remembered_items("quiet", 1020)] == [b"0", b"1"]
         assert len(file.remembered(1020)) == 2
         for n in range(20):
-            store(1020 + n, ask=Ask(b"key %d" % n, b""))
+            store(1020 + n, ask=IdempotencyKey(b"key %d" % n, b""))
         file.prune(NOTHING, 1040)
         assert [key for key, _ in file.remembered_items("quiet", 1040)] == [b"0", b"1"]
         assert 3 <= len(file.remembered(1040)) <= 4
@@ -307,40 +309,40 @@ def test_a_file_keeps_the_answers_of_those_who_have_few(
     with opened(tmp_path) as (file, store):
 
         def held(publisher: str) -> int:
-            known = ask_again(publisher, "/a", "key", b"").publisher
-            return [each.ask.publisher for each in file.remembered(1000)].count(known)
+            known = idempotency_key(publisher, "/a", "key", b"").publisher
+            return [each.key.publisher for each in file.remembered(1000)].count(known)
 
-        store(1000, ask=Ask(b"0", b""))  # of an earlier version, which did not note the publisher
+        store(1000, ask=IdempotencyKey(b"0", b""))  # of an earlier version, which did not note the publisher
         for n in range(100):
             if n < 3:
-                store(1000, ask=ask_again("quiet", "/a", str(n), b""))
-            store(1001 + n, ask=ask_again("busy", "/a", str(n), b""))
+                store(1000, ask=idempotency_key("quiet", "/a", str(n), b""))
+            store(1001 + n, ask=idempotency_key("busy", "/a", str(n), b""))
         file.prune(NOTHING, 1101)
         assert (held("quiet"), held("busy"), len(file.remembered(1000))) == (3, 16, 20)
-        newest = {each.ask.scope for each in file.remembered(1000)}
-        assert ask_again("busy", "/a", "99", b"").scope in newest
+        newest = {each.key.scope for each in file.remembered(1000)}
+        assert idempotency_key("busy", "/a", "99", b"").scope in newest
 
 
 async def test_a_file_lets_go_of_answers_that_had_to_make_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One for one: it holds as many as memory does, and over a restart the same ones."""
-    monkeypatch.setattr(Answers.__init__, "__defaults__", (5, time.monotonic))
+    monkeypatch.setattr(ReplyCache.__init__, "__defaults__", (5, time.monotonic))
     path = publish_path("/a")
-    asks = [ask_again("quiet", "/a", "key", b"")]
-    asks += [ask_again("busy", "/a", str(n), b"") for n in range(20)]
+    asks = [idempotency_key("quiet", "/a", "key", b"")]
+    asks += [idempotency_key("busy", "/a", str(n), b"") for n in range(20)]
     held = []
     for _ in range(2):
         outlet = Delivered()
         store = StoredBacklog(BacklogConfig(size=50), ServerConfig(), tmp_path / "backlog.db", outlet)
         intake = Intake(store, outlet, 600)
         await intake.open()
-        held.append([ask for ask in asks if intake._answers.find(ask)])
+        held.append([ask for ask in asks if intake._replies.find(ask)])
         running = asyncio.create_task(store.run())
         if not held[0]:
             for ask in asks:
                 await intake.take(path, ['{"n": 1'], ask).answer
-        held.append([ask for ask in asks if intake._answers.find(ask)])
+        held.append([ask for ask in asks if intake._replies.find(ask)])
         running.cancel()
         await asyncio.wait([running])
         await store.stop()
@@ -360,16 +362,16 @@ def test_transactions_are_counted(tmp_path: Path) -> None:
         assert (counters.commits - commits, counters.failed_commits - failed) == (2, 0)
         assert 0 < counters.commit_ns - spent < 60 * 10**9
         with pytest.raises(StoreError):
-            store(1000, Item("queue", None, 600))  # type: ignore[arg-type]
+            store(1000, QueueItem("queue", None, 600))  # type: ignore[arg-type]
         assert (counters.commits - commits, counters.failed_commits - failed) == (2, 1)
 
 
 def test_items_of_a_write_that_fails_are_not_remembered(tmp_path: Path) -> None:
     """Their events are not stored either, so they have to come again."""
     with opened(tmp_path) as (file, store):
-        store(1000, Item("queue", b"a", 600))
+        store(1000, QueueItem("queue", b"a", 600))
         with pytest.raises(StoreError):
-            store(1000, Item("queue", b"b", 600), Item("queue", None, 600))  # type: ignore[arg-type]
+            store(1000, QueueItem("queue", b"b", 600), QueueItem("queue", None, 600))  # type: ignore[arg-type]
         assert file.remembered_items("queue", 1000) == [(b"a", 600)]
         assert len(file.read(0, 2**62, KINDS).lines) == 1
 

@@ -17,7 +17,7 @@ from typing import Generic, NamedTuple, TypeVar
 from core.errors import Refused
 
 MAX_REMEMBERED = 100_000
-SCOPE_SIZE = 32  # bytes of Ask.scope
+SCOPE_SIZE = 32  # bytes of IdempotencyKey.scope
 _PUBLISHER_SIZE = 8  # bytes of the digest of a publisher
 MAX_ITEMS = 120_000  # of each queue: as many as SQS lets its readers hold without deleting them
 _KEY = re.compile(r"[!-~]{1,255}")
@@ -25,8 +25,8 @@ _KEY = re.compile(r"[!-~]{1,255}")
 A = TypeVar("A")
 
 
-class Ask(NamedTuple):
-    """A request that has an Idempotency-Key."""
+class IdempotencyKey(NamedTuple):
+    """The Idempotency-Key of a request, with all that it belongs to."""
 
     scope: bytes  # digest: the same key of another publisher, or on another path, is another key
     body: bytes  # digest
@@ -38,7 +38,7 @@ class Ask(NamedTuple):
         return self.publisher + self.scope
 
 
-class Item(NamedTuple):
+class QueueItem(NamedTuple):
     """The item of a queue that an event came from, remembered so that none is published twice."""
 
     queue: str
@@ -53,7 +53,7 @@ class _Remembered(NamedTuple, Generic[A]):
     publisher: bytes  # digest
 
 
-class Answers(Generic[A]):
+class ReplyCache(Generic[A]):
     """Remembered answers, the oldest first.
 
     window: seconds that an answer is kept; 0 switches it off.
@@ -65,29 +65,29 @@ class Answers(Generic[A]):
         self._window = window
         self._limit = limit
         self._clock = clock
-        self._answers: OrderedDict[bytes, _Remembered[A]] = OrderedDict()  # by Ask.scope
+        self._answers: OrderedDict[bytes, _Remembered[A]] = OrderedDict()  # by IdempotencyKey.scope
         self._shares = _Shares()
 
-    def find(self, ask: Ask) -> A | None:
+    def find(self, key: IdempotencyKey) -> A | None:
         """The answer given before, None if there was none. Raises Refused(422) if the body was another."""
         self._forget_expired()
-        remembered = self._answers.get(ask.scope)
+        remembered = self._answers.get(key.scope)
         if remembered is None:
             return None
-        if remembered.body != ask.body:
+        if remembered.body != key.body:
             raise Refused(422, "this Idempotency-Key was used on this path with another body")
         return remembered.answer
 
-    def remember(self, ask: Ask, answer: A, age: float = 0.0) -> Sequence[bytes]:
+    def remember(self, key: IdempotencyKey, answer: A, age: float = 0.0) -> Sequence[bytes]:
         """Keep an answer that was given so many seconds ago; -inf: that is yet to come, and kept until then.
 
-        Older ones must have been told of before. The names (Ask.name) of those that make room for it.
+        Older ones must have been told of before. The names (IdempotencyKey.name) of those that make room.
         """
         gone = []
         if self._window:
-            self._drop(ask.scope)
-            self._answers[ask.scope] = _Remembered(ask.body, answer, self._clock() - age, ask.publisher)
-            self._shares.add(ask.publisher, ask.scope)
+            self._drop(key.scope)
+            self._answers[key.scope] = _Remembered(key.body, answer, self._clock() - age, key.publisher)
+            self._shares.add(key.publisher, key.scope)
             self._forget_expired()
             while len(self._answers) > self._limit:
                 oldest = self._shares.oldest_of_the_largest()
@@ -95,11 +95,11 @@ class Answers(Generic[A]):
                 self._drop(oldest)
         return gone
 
-    def forget(self, ask: Ask, answer: A) -> None:
+    def forget(self, key: IdempotencyKey, answer: A) -> None:
         """Undo remember(): the request was refused in the end."""
-        remembered = self._answers.get(ask.scope)
+        remembered = self._answers.get(key.scope)
         if remembered and remembered.answer is answer:
-            self._drop(ask.scope)
+            self._drop(key.scope)
 
     def _drop(self, scope: bytes) -> None:
         if remembered := self._answers.pop(scope, None):
@@ -168,7 +168,7 @@ def fair_share(counts: Iterable[int], limit: int) -> int:
     return limit
 
 
-def ask_again(publisher: str, path: str, key: str, body: bytes) -> Ask:
+def idempotency_key(publisher: str, path: str, key: str, body: bytes) -> IdempotencyKey:
     """What an answer is remembered by. Raises Refused(400) if the key is none.
 
     publisher: who asks, an address or a user.
@@ -176,7 +176,7 @@ def ask_again(publisher: str, path: str, key: str, body: bytes) -> Ask:
     if not _KEY.fullmatch(key):
         raise Refused(400, "Idempotency-Key: expected 1 to 255 visible ASCII characters")
     scope = _digest(repr((publisher, path, key)).encode())
-    return Ask(scope, _digest(body), _digest(repr(publisher).encode())[:_PUBLISHER_SIZE])
+    return IdempotencyKey(scope, _digest(body), _digest(repr(publisher).encode())[:_PUBLISHER_SIZE])
 
 
 def item_id(name: str) -> bytes:

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from core.counters import counters
 from core.events.event import MAX_BATCH, Draft
-from core.events.idempotency import Answers, Ask, Item
+from core.events.idempotency import IdempotencyKey, QueueItem, ReplyCache
 from core.events.store import PORTION, Accepted, Outlet, Store
 from core.events.topics import PublishPath
 from core.events.turns import Turns
@@ -60,16 +60,16 @@ class Intake:
             "on from where they were (docs/backlog.md says what can be done)",
             "timestamps and cursors are those of the clock again",
         )
-        self._answers: Answers[asyncio.Future[Accepted]] = Answers(idempotency_window)
+        self._replies: ReplyCache[asyncio.Future[Accepted]] = ReplyCache(idempotency_window)
         self._gone: list[bytes] = []  # answers that had to make room: their names, for the store
 
     async def open(self) -> None:
         """Open the store, and remember what it remembers. Raises StartError."""
         await self._store.open()
-        for ask, accepted, age in self._store.remembered():
+        for key, accepted, age in self._store.remembered():
             answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
             answer.set_result(accepted)
-            self._gone += self._answers.remember(ask, answer, age)
+            self._gone += self._replies.remember(key, answer, age)
         self.watch_clock()
 
     def watch_clock(self) -> None:
@@ -105,27 +105,27 @@ class Intake:
             await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
         await self.wait_for_capacity()
 
-    def take(self, path: PublishPath, openings: Sequence[str], ask: Ask | None) -> Taken:
+    def take(self, path: PublishPath, openings: Sequence[str], key: IdempotencyKey | None) -> Taken:
         """Publish events, at least one, unless it was done before. Raises Refused (422, 503).
 
         Nothing is awaited here, so that the same key cannot publish twice meanwhile.
         """
-        if ask and (answer := self._answers.find(ask)):
+        if key and (answer := self._replies.find(key)):
             counters.events["repeated"] += len(openings)
             return Taken(answer, replayed=True)
         if self._store.is_full:
             raise too_much_waits()
-        answer = self._append([Draft(path, opening) for opening in openings], ask)
+        answer = self._append([Draft(path, opening) for opening in openings], key)
         if len(openings) > _FEW and not answer.done():
             self._under_way[answer] = len(openings)
             answer.add_done_callback(self._under_way.pop)
-        if ask:
+        if key:
             # not forgotten before it is there
-            self._gone += self._answers.remember(ask, answer, age=-math.inf)
-        self._when_answered(ask, answer)
+            self._gone += self._replies.remember(key, answer, age=-math.inf)
+        self._when_answered(key, answer)
         return Taken(answer, replayed=False)
 
-    def take_items(self, drafts: Sequence[Draft], items: Sequence[Item]) -> asyncio.Future[Accepted]:
+    def take_items(self, drafts: Sequence[Draft], items: Sequence[QueueItem]) -> asyncio.Future[Accepted]:
         """Publish events of a queue, at least one, all or none, and remember the items they came from.
 
         Whether they were published before is asked before. The future may raise Refused(503).
@@ -144,26 +144,26 @@ class Intake:
         if batches:
             await asyncio.wait(batches, timeout=patience)
 
-    def _when_answered(self, ask: Ask | None, answer: asyncio.Future[Accepted]) -> None:
+    def _when_answered(self, key: IdempotencyKey | None, answer: asyncio.Future[Accepted]) -> None:
         if answer.done():
-            self._answered(ask, answer)
+            self._answered(key, answer)
         else:
-            answer.add_done_callback(functools.partial(self._answered, ask))
+            answer.add_done_callback(functools.partial(self._answered, key))
 
-    def _answered(self, ask: Ask | None, answer: asyncio.Future[Accepted]) -> None:
+    def _answered(self, key: IdempotencyKey | None, answer: asyncio.Future[Accepted]) -> None:
         _count(answer)
         # the publisher may have hung up, so the exception counts as seen here
         refused = answer.cancelled() or answer.exception() is not None
-        if ask and refused:
-            self._answers.forget(ask, answer)
-        elif ask:
-            self._gone += self._answers.remember(ask, answer)  # the window begins with the answer
+        if key and refused:
+            self._replies.forget(key, answer)
+        elif key:
+            self._gone += self._replies.remember(key, answer)  # the window begins with the answer
 
     def _append(
-        self, drafts: Sequence[Draft], ask: Ask | None = None, items: Sequence[Item] = ()
+        self, drafts: Sequence[Draft], key: IdempotencyKey | None = None, items: Sequence[QueueItem] = ()
     ) -> asyncio.Future[Accepted]:
         gone, self._gone = self._gone, []
-        return self._store.append(drafts, ask, items, gone)
+        return self._store.append(drafts, key, items, gone)
 
 
 def _count(answer: asyncio.Future[Accepted]) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from core.events.cursor import Mark, Stamp, Stamps
 from core.events.event import Draft, Event
-from core.events.idempotency import Ask, Item
-from core.events.store import PORTION, Accepted, Outlet, Remembered
+from core.events.idempotency import IdempotencyKey, QueueItem
+from core.events.store import PORTION, Accepted, Outlet, RememberedReply
 from core.events.turns import Slice
 
 
@@ -48,7 +48,7 @@ class LocalStore(ABC):
         """
         return now
 
-    def remembered(self) -> Sequence[Remembered]:
+    def remembered(self) -> Sequence[RememberedReply]:
         """The answers of an earlier life, which a store in memory has not got."""
         return ()
 
@@ -86,26 +86,30 @@ class LocalStore(ABC):
     def append(
         self,
         drafts: Sequence[Draft],
-        ask: Ask | None = None,
-        items: Sequence[Item] = (),
+        key: IdempotencyKey | None = None,
+        items: Sequence[QueueItem] = (),
         gone: Sequence[bytes] = (),
     ) -> asyncio.Future[Accepted]:
         """Stamp events, and take them: at once, or a long batch in portions."""
         if len(drafts) == 1 and self.stamps_at_once:
             ((path, opening),) = drafts  # most often; a list would take longer than the stamp
-            return self._take((Event(path, opening, self._stamps.next()),), ask, items, gone)
+            return self._take((Event(path, opening, self._stamps.next()),), key, items, gone)
         if len(drafts) > PORTION or not self.stamps_at_once:
-            batch = asyncio.create_task(self._append_batch(drafts, ask, items, gone), name="publish a batch")
+            batch = asyncio.create_task(self._append_batch(drafts, key, items, gone), name="publish a batch")
             self._batches.add(batch)
             batch.add_done_callback(self._batches.discard)
             return batch
-        return self._take(self._stamped(drafts), ask, items, gone)
+        return self._take(self._stamped(drafts), key, items, gone)
 
     def _stamped(self, drafts: Sequence[Draft]) -> list[Event]:
         return [Event(path, opening, self._stamps.next()) for path, opening in drafts]
 
     async def _append_batch(
-        self, drafts: Sequence[Draft], ask: Ask | None, items: Sequence[Item], gone: Sequence[bytes]
+        self,
+        drafts: Sequence[Draft],
+        key: IdempotencyKey | None,
+        items: Sequence[QueueItem],
+        gone: Sequence[bytes],
     ) -> Accepted:
         """Take many events. Other requests have their turn meanwhile, but no event comes in between."""
         async with self._stamping:
@@ -125,14 +129,18 @@ class LocalStore(ABC):
                         await self._take(portion, None, (), ())
                 if not self.durable:
                     return Accepted(portion[-1].stamp, len(drafts))
-                taken = self._take(events, ask, items, gone)
+                taken = self._take(events, key, items, gone)
             finally:
                 self.stamps_at_once, self._stamping_private = True, False
         return await taken  # beside others, who share the write
 
     @abstractmethod
     def _take(
-        self, events: Sequence[Event], ask: Ask | None, items: Sequence[Item], gone: Sequence[bytes]
+        self,
+        events: Sequence[Event],
+        key: IdempotencyKey | None,
+        items: Sequence[QueueItem],
+        gone: Sequence[bytes],
     ) -> asyncio.Future[Accepted]:
         """What becomes of stamped events: as append() says of drafts."""
 

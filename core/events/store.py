@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from core.events.cursor import Mark, Stamp
 from core.events.event import Draft, Event
-from core.events.idempotency import Ask, Item
+from core.events.idempotency import IdempotencyKey, QueueItem
 from core.events.replay import Gone, Placement, ReplayRequest
 
 PORTION = 200  # events that are stamped or delivered in one turn of the event loop
@@ -40,10 +40,10 @@ class Accepted(NamedTuple):
     events: int  # how many
 
 
-class Remembered(NamedTuple):
+class RememberedReply(NamedTuple):
     """An answer that outlived a restart."""
 
-    ask: Ask
+    key: IdempotencyKey
     accepted: Accepted
     age: float  # seconds
 
@@ -96,7 +96,7 @@ class Store(Protocol):
     async def open(self) -> None:
         """Open what it needs, and go on after the stamps of an earlier life. Raises StartError."""
 
-    def remembered(self) -> Sequence[Remembered]:
+    def remembered(self) -> Sequence[RememberedReply]:
         """The answers of an earlier life, the oldest first."""
 
     async def flush(self) -> None:
@@ -111,16 +111,16 @@ class Store(Protocol):
     def append(
         self,
         drafts: Sequence[Draft],
-        ask: Ask | None = None,
-        items: Sequence[Item] = (),
+        key: IdempotencyKey | None = None,
+        items: Sequence[QueueItem] = (),
         gone: Sequence[bytes] = (),
     ) -> asyncio.Future[Accepted]:
         """Stamp events, at least one, in order, and take them. The future is done when they are delivered.
 
         Events that are appended together follow one another: no other event comes in between.
         Its exception is Refused(503) if they could not be stored; nothing was delivered then.
-        ask, items: remember the answer, or where the events came from, together with the events.
-        gone: names of answers (Ask.name) that need not be remembered any longer.
+        key, items: remember the answer, or where the events came from, together with the events.
+        gone: names of answers (IdempotencyKey.name) that need not be remembered any longer.
         """
 
     async def settle(self, position: int, *, private: bool) -> None:

@@ -16,9 +16,9 @@ from typing import NamedTuple
 from core.counters import counters
 from core.events.cursor import TICKS_PER_SECOND, Mark, position_at
 from core.events.event import Event
-from core.events.idempotency import Ask, Item
+from core.events.idempotency import IdempotencyKey, QueueItem
 from core.events.replay import NOTHING, Gone
-from core.events.store import PAGE_BYTES, PAGE_EVENTS, Accepted, Line, Page, Remembered, StoreError
+from core.events.store import PAGE_BYTES, PAGE_EVENTS, Accepted, Line, Page, RememberedReply, StoreError
 from plugins.backlog import remembered, schema
 from plugins.backlog.schema import KINDS
 from plugins.backlog.sqlite_file import SqliteFile
@@ -39,13 +39,13 @@ SELECT min(position) FROM (
 class Write(NamedTuple):
     """Events to be stored together, and what is to be remembered with them: an answer, or their items.
 
-    gone: answers that are not to be remembered any longer, by Ask.name.
+    gone: answers that are not to be remembered any longer, by IdempotencyKey.name.
     """
 
     events: Sequence[Event]
-    ask: Ask | None
+    key: IdempotencyKey | None
     accepted: Accepted
-    items: Sequence[Item] = ()
+    items: Sequence[QueueItem] = ()
     gone: Sequence[bytes] = ()
 
 
@@ -190,7 +190,7 @@ class BacklogFile(SqliteFile):
                     _insert(connection, kind, events)
                     lost |= self._push_out(connection, kind)
             if self._window:
-                answers = [(write.ask, write.accepted) for write in writes if write.ask]
+                answers = [(write.key, write.accepted) for write in writes if write.key]
                 remembered.keep_answers(connection, answers, now)
             remembered.let_go_of_answers(connection, (name for write in writes for name in write.gone))
             items = [(item, write.accepted.last.position) for write in writes for item in write.items]
@@ -247,7 +247,7 @@ class BacklogFile(SqliteFile):
             self.lost = self.lost | lost
         return more
 
-    def remembered(self, now: float) -> list[Remembered]:
+    def remembered(self, now: float) -> list[RememberedReply]:
         """The answers that are still good, the oldest first. now: seconds that the file has lived."""
         with self._database_errors():
             return remembered.answers(self._writing(), now, self._window)

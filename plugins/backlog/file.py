@@ -19,9 +19,9 @@ from typing import Final, NamedTuple, ParamSpec, TypeVar
 from core.errors import RETRY_AFTER, Refused, StartError
 from core.events.cursor import Mark, position_of
 from core.events.event import Event
-from core.events.idempotency import Ask, Item
+from core.events.idempotency import IdempotencyKey, QueueItem
 from core.events.replay import NOTHING, Placement, Reach, ReplayRequest, place, place_cursor
-from core.events.store import PORTION, Accepted, Outlet, Page, Remembered, StoreError
+from core.events.store import PORTION, Accepted, Outlet, Page, RememberedReply, StoreError
 from core.events.turns import Slice
 from core.events.waiting import MOST_WAITING
 from core.settings import ServerConfig
@@ -88,7 +88,7 @@ class StoredBacklog(Backlog):
             "move what is stored from the -wal into the file", "nothing is lost, but the -wal grows"
         )
         self._reading_fails = self._trouble("read", "replays from it are refused or break off")
-        self._remembered: Sequence[Remembered] = ()
+        self._remembered: Sequence[RememberedReply] = ()
         self._lived_before = 0.0  # seconds that the file has lived, beside those of the clock
         self._log_moved = -math.inf  # when that was last tried: seconds that the file had lived
         self._clock_kept = 0.0  # when the file was last told: seconds that it had lived
@@ -175,7 +175,7 @@ class StoredBacklog(Backlog):
         self._file.keep_clock(Clock(this_boot(), self._clock(), lived), ages)
         self._clock_kept = lived
 
-    def remembered(self) -> Sequence[Remembered]:
+    def remembered(self) -> Sequence[RememberedReply]:
         """The answers of an earlier life, once."""
         remembered, self._remembered = self._remembered, ()
         return remembered
@@ -219,11 +219,15 @@ class StoredBacklog(Backlog):
     # Writing
 
     def _take(
-        self, events: Sequence[Event], ask: Ask | None, items: Sequence[Item], gone: Sequence[bytes]
+        self,
+        events: Sequence[Event],
+        key: IdempotencyKey | None,
+        items: Sequence[QueueItem],
+        gone: Sequence[bytes],
     ) -> asyncio.Future[Accepted]:
         """Have events stored, and then delivered."""
         done: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-        write = Write(events, ask, Accepted(events[-1].stamp, len(events)), items, gone)
+        write = Write(events, key, Accepted(events[-1].stamp, len(events)), items, gone)
         size = 0
         for event in events:
             size += len(event.line)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from core.events.cursor import Mark, position_of
 from core.events.event import Event
-from core.events.idempotency import Ask, Item
+from core.events.idempotency import IdempotencyKey, QueueItem
 from core.events.local_store import LocalStore, delivered
 from core.events.replay import (
     NOTHING,
@@ -126,8 +126,8 @@ class Backlog(LocalStore, Plugin):
     def _take(
         self,
         events: Sequence[Event],
-        ask: Ask | None,  # noqa: ARG002
-        items: Sequence[Item],  # noqa: ARG002
+        key: IdempotencyKey | None,  # noqa: ARG002
+        items: Sequence[QueueItem],  # noqa: ARG002
         gone: Sequence[bytes],  # noqa: ARG002
     ) -> asyncio.Future[Accepted]:
         """Keep events, and deliver them."""

@@ -7,43 +7,52 @@ import sqlite3
 from collections.abc import Iterable
 
 from core.events.cursor import Stamp, position_of, stamp_at
-from core.events.idempotency import MAX_ITEMS, MAX_REMEMBERED, SCOPE_SIZE, Ask, Item, fair_share
-from core.events.store import Accepted, Remembered
+from core.events.idempotency import (
+    MAX_ITEMS,
+    MAX_REMEMBERED,
+    SCOPE_SIZE,
+    IdempotencyKey,
+    QueueItem,
+    fair_share,
+)
+from core.events.store import Accepted, RememberedReply
 
 _MOST_ANSWERS = 1.1  # of those that are remembered: more only if writes have failed that would let go of some
 _PUBLISHER = f"substr(scope, 1, max(length(scope) - {SCOPE_SIZE}, 0))"  # of an answer
 
 
-def keep_answers(connection: sqlite3.Connection, answers: Iterable[tuple[Ask, Accepted]], now: float) -> None:
+def keep_answers(
+    connection: sqlite3.Connection, answers: Iterable[tuple[IdempotencyKey, Accepted]], now: float
+) -> None:
     """Remember answers from now on."""
-    rows = [(ask.name, ask.body, last.cursor, last.timestamp, events, now) for ask, (last, events) in answers]
+    rows = [(key.name, key.body, last.cursor, last.timestamp, events, now) for key, (last, events) in answers]
     if rows:
         connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", rows)
 
 
 def let_go_of_answers(connection: sqlite3.Connection, names: Iterable[bytes]) -> None:
-    """Forget answers, by Ask.name."""
+    """Forget answers, by IdempotencyKey.name."""
     rows = [(name,) for name in names]
     if rows:
         connection.executemany("DELETE FROM answers WHERE scope = ?", rows)
 
 
-def keep_items(connection: sqlite3.Connection, items: Iterable[tuple[Item, int]], now: float) -> None:
+def keep_items(connection: sqlite3.Connection, items: Iterable[tuple[QueueItem, int]], now: float) -> None:
     """Remember items from now on, each with the position of the last event that was stored beside its own."""
     rows = [(item.queue, item.id, position, now + item.window) for item, position in items]
     if rows:
         connection.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?)", rows)
 
 
-def answers(connection: sqlite3.Connection, now: float, window: float) -> list[Remembered]:
+def answers(connection: sqlite3.Connection, now: float, window: float) -> list[RememberedReply]:
     """The answers that are not older than the window, the oldest first."""
     rows = connection.execute(
         "SELECT scope, body, cursor, timestamp, events, at FROM answers WHERE at > ? ORDER BY at",
         (now - window,),
     )
     return [
-        Remembered(
-            Ask(scope[-SCOPE_SIZE:], body, scope[:-SCOPE_SIZE]),
+        RememberedReply(
+            IdempotencyKey(scope[-SCOPE_SIZE:], body, scope[:-SCOPE_SIZE]),
             Accepted(Stamp(position_of(cursor) or 0, cursor, timestamp), events),
             max(0.0, now - at),
         )

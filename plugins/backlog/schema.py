@@ -28,7 +28,7 @@ CREATE TABLE life (  -- one row
     began_position INTEGER NOT NULL, began_timestamp REAL NOT NULL, from_the_start INTEGER NOT NULL,
     reserved INTEGER NOT NULL  -- no position above it has been given away
 );
-CREATE TABLE answers (  -- scope: Ask.name
+CREATE TABLE answers (  -- scope: IdempotencyKey.name
     scope BLOB PRIMARY KEY, body BLOB NOT NULL, cursor TEXT NOT NULL, timestamp REAL NOT NULL,
     events INTEGER NOT NULL, at REAL NOT NULL
 ) WITHOUT ROWID;

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from core.events.cursor import Mark
 from core.events.event import Event
-from core.events.idempotency import Ask, Item
+from core.events.idempotency import IdempotencyKey, QueueItem
 from core.events.local_store import LocalStore, delivered
 from core.events.replay import Placement, ReplayRequest
 from core.events.store import Accepted, Page
@@ -24,8 +24,8 @@ class Unstored(LocalStore, Plugin):
     def _take(
         self,
         events: Sequence[Event],
-        ask: Ask | None,  # noqa: ARG002
-        items: Sequence[Item],  # noqa: ARG002
+        key: IdempotencyKey | None,  # noqa: ARG002
+        items: Sequence[QueueItem],  # noqa: ARG002
         gone: Sequence[bytes],  # noqa: ARG002
     ) -> asyncio.Future[Accepted]:
         """Deliver them."""

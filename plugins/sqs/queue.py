@@ -15,8 +15,7 @@ from typing import TypeVar
 
 from core.errors import Refused
 from core.events.event import Draft
-from core.events.idempotency import MAX_ITEMS, item_id
-from core.events.idempotency import Item as Remembered
+from core.events.idempotency import MAX_ITEMS, QueueItem, item_id
 from core.events.intake import Intake
 from core.events.store import Accepted, StoreError
 from core.expiring import Expiring
@@ -247,7 +246,7 @@ class SqsQueue:
 
     def _publish(self, drafts: Mapping[bytes, Draft]) -> asyncio.Future[Accepted]:
         """All together, or none. The future may raise Refused."""
-        remembered = [Remembered(self._queue.name, key, self._queue.window) for key in drafts]
+        remembered = [QueueItem(self._queue.name, key, self._queue.window) for key in drafts]
         stored = self._intake.take_items(list(drafts.values()), remembered)
         self._under_way |= dict.fromkeys(drafts, stored)
         if stored.done():
