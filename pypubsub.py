@@ -42,13 +42,13 @@ from core.events.cursor import Mark, Stamp
 from core.events.event import parse_payload
 from core.events.idempotency import idempotency_key
 from core.events.intake import Intake, Source
-from core.events.replay import HEADERS, QUERY_KEYS, Placement, ReplayRequest, replay_request
+from core.events.replay import Placement, ReplayRequest
 from core.events.store import Accepted, Store
-from core.events.subscription import Subscription, parse_subscription
+from core.events.subscription import Subscription
 from core.events.topics import PublishPath, parse_publish_path
 from core.http.answers import ALLOWED_METHODS, Answers, happens
 from core.http.connection import connection_of, shown_path
-from core.http.requests import check_spoken, holds_lines, only_known, only_one, read_body
+from core.http.requests import check_spoken, holds_lines, only_one, read_body, read_subscription
 from core.http.server import HttpServer, Listeners, listening_plan
 from core.http.tls import Tls
 from core.settings import Config, load
@@ -59,7 +59,6 @@ from plugins.acl.users import read_users
 log = logging.getLogger("pypubsub")
 
 MOST_GROWTH = 100  # times max_payload_size that a batch's lines may have, which all hold its path
-MOST_QUERY_KEYS = 64
 END_OF_INPUT = 0.01  # seconds until nc -N, into which requests are piped, has closed its side
 ASKER = "asker"  # what a request keeps of its own, in aiohttp's dictionary for that
 
@@ -334,13 +333,7 @@ class Server:
     # Subscribe
 
     async def _subscribe(self, request: web.BaseRequest) -> web.StreamResponse:
-        if request.rel_url.raw_query_string.count("&") >= MOST_QUERY_KEYS:
-            raise Refused(400, f"there are more than {MOST_QUERY_KEYS} keys in the query")
-        subscription = parse_subscription(request.rel_url.raw_path)
-        only_known(request.query, QUERY_KEYS)
-        only_one(request.query, *QUERY_KEYS)
-        only_one(request.headers, *HEADERS)
-        asked = replay_request(request.headers, request.query, max(time.time(), self._store.latest))
+        subscription, asked = read_subscription(request, self._store.latest)
         login = await self._access.log_in(self._asker(request), request.headers)
         wire = self._wire_for(request)
         if "User-Agent" not in request.headers:

@@ -1,11 +1,11 @@
 """What of a request is read before its events are: which requests are spoken to, their fields, their body.
 
-A body is inflated within its limit, whatever it says of itself. Nothing here knows what an event is, but for
-what is often sent in the place of one.
+A body is inflated within its limit, whatever it says of itself.
 """
 
 import asyncio
 import codecs
+import time
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
@@ -15,11 +15,14 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from core.errors import Refused
+from core.events.replay import HEADERS, QUERY_KEYS, ReplayRequest, replay_request
+from core.events.subscription import Subscription, parse_subscription
 from core.http.connection import connection_of, is_spoken
 from core.http.heads import MAX_HEAD, head_too_large
 
 BODY_TIMEOUT = 60.0  # seconds a request's body may take
 NDJSON_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
+MOST_QUERY_KEYS = 64
 MOST_SHOWN = 40  # characters of an unknown key, in the answer to whoever sent it
 _ENCODINGS = ("gzip", "x-gzip", "deflate")
 _NO_ENCODING = ("", "identity")
@@ -71,6 +74,17 @@ def only_known(keys: Iterable[str], known: Collection[str]) -> None:
 def holds_lines(request: web.BaseRequest) -> bool:
     """Whether a body is announced that holds an event on each line (NDJSON)."""
     return request.content_type in NDJSON_TYPES
+
+
+def read_subscription(request: web.BaseRequest, latest: float) -> tuple[Subscription, ReplayRequest | None]:
+    """What a subscriber asks for, live and past. latest: the last event's timestamp. Raises Refused."""
+    if request.rel_url.raw_query_string.count("&") >= MOST_QUERY_KEYS:
+        raise Refused(400, f"there are more than {MOST_QUERY_KEYS} keys in the query")
+    subscription = parse_subscription(request.rel_url.raw_path)
+    only_known(request.query, QUERY_KEYS)
+    only_one(request.query, *QUERY_KEYS)
+    only_one(request.headers, *HEADERS)
+    return subscription, replay_request(request.headers, request.query, max(time.time(), latest))
 
 
 # Reading a body
