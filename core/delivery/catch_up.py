@@ -2,8 +2,9 @@
 
 The backlog is read page by page, each once the reader has taken the one before, so a slow reader costs no
 memory and nobody waits for it. Who stands at the same place and asks for the same gets the same bytes, which
-are made once. The reader has caught up when its place is the last event delivered: in that
-same turn of the event loop it joins the fan-out, so that each event comes once.
+are made once. (What a store has to read for it may be shared by more, whatever they ask for: only the store
+knows whether any of that has left since.) The reader has caught up when its place is the last event
+delivered: in that same turn of the event loop it joins the fan-out, so that each event comes once.
 """
 
 import asyncio

@@ -6,8 +6,8 @@ written to each of them. A crowd is written to in slices, a turn of the loop for
 other channels need not wait for all of it; what is published meanwhile is pending for the channel's next
 round.
 
-A subscriber for whom too much waits falls behind: it leaves its channel, at a known position, and comes back
-when it has read the rest from the backlog. Without a backlog it is dropped.
+A subscriber for whom too much waits, a slow consumer, falls behind: it leaves its channel, at a known
+position, and comes back when it has read the rest from the backlog. Without a backlog it is dropped.
 
 Publishers may be faster than all that, so there is backpressure. Past a high-water mark of what is pending,
 those who bring events wait: they ask has_capacity first, or await wait_for_capacity(). So what is pending

@@ -182,7 +182,10 @@ class Subscriber:
         self._descriptor = self.free = None
 
     def overflow(self) -> str | None:
-        """Why too much waits, None while it does not. A burst is not held against one who soon catches up."""
+        """Why too much waits, None while it does not. A burst is not held against one who soon catches up.
+
+        This is where a slow consumer is found out. What is done about it: Fanout._overflow().
+        """
         waiting = self._unread_bytes
         if waiting <= self._buffer_limit:
             self._over_since = math.inf
