@@ -381,7 +381,6 @@ class Server:
         except BaseException:
             transport.abort()  # nobody else would any more
             raise
-        counters.subscribers += 1
         self._fanout.add(subscriber)
         self._review(subscriber)  # its rights may have changed since it logged in
         serving = stream.serve(Follower(subscriber, now.position, self._catch_up).begin(placement))

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from core.config import Duration, PositiveDuration, Section, Size, build, read_yaml
-from core.errors import ConfigError
+from core.errors import ConfigError, collected
 
 UNIX: Literal["unix"] = "unix"  # in a list of networks: peers of a unix socket, who have no address
 TOPIC_FORM = "a topic: text that is not empty and has no / and no comma"
@@ -189,8 +189,8 @@ class PluginSection(Section):
     apart: ClassVar[bool] = False
 
     @classmethod
-    def read(cls, content: Any, path: Path) -> Self:
-        """The section, from what stands in the file. Raises ConfigError with all problems."""
+    def read(cls, content: Any, path: Path) -> Self | None:
+        """The section, from what stands in the file; None if that is nothing. Raises ConfigError."""
         raise NotImplementedError
 
     def warnings(self, config: "Config") -> list[str]:  # noqa: ARG002
@@ -256,10 +256,9 @@ def load(path: Path, plugins: Mapping[str, type[PluginSection]]) -> Config:
     problems: list[str] = []
     for place, model in plugins.items():
         if model.apart and place in content:
-            try:
-                sections[place] = model.read(content.pop(place), path)
-            except ConfigError as error:
-                problems += error.problems
+            with collected(problems):
+                if section := model.read(content.pop(place), path):
+                    sections[place] = section
     try:
         file: Any = build(file_model(plugins), content, path)
     except ConfigError as error:

@@ -225,9 +225,10 @@ class QueuesConfig(PluginSection):
     queues: dict[str, QueueConfig]
 
     @classmethod
-    def read(cls, content: Any, path: Path) -> Self:
+    def read(cls, content: Any, path: Path) -> Self | None:
         """The section of a file. Raises ConfigError with all problems, which show no values."""
-        return cls(queues=build_queues(content, path))
+        queues = build_queues(content, path)
+        return cls(queues=queues) if queues else None
 
     def warnings(self, config: Config) -> list[str]:
         """What an operator should know about valid settings, one line each."""
