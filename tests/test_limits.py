@@ -610,14 +610,14 @@ def test_a_flood_of_refusals_does_not_flood_the_log() -> None:
 
 async def test_the_log_says_how_many_lines_were_left_out(server: Daemon) -> None:
     """A client asks for nonsense, faster than anybody reads."""
-    asked = 0
+    asked, before = 0, len(server.log)
     async with connected(server) as client, asyncio.timeout(TIMEOUT):
-        while not any("left out" in line for line in server.log):
+        while not any("left out" in line for line in server.log[before:]):
             client.send(PUT.replace(b"/a", b"/a,b") * 30)
             asked += 30
             for _ in range(30):
                 assert (await client.answer())[0] == 400
-    assert sum("refused PUT /a,b" in line for line in server.log) < asked
+    assert sum("refused PUT /a,b" in line for line in server.log[before:]) < asked
 
 
 # What the log may hold
