@@ -278,7 +278,7 @@ class Server:
                     taken = self.intake.take(path, openings, ask)
             # shielded: a publisher who hangs up undoes nothing, and may ask again meanwhile
             accepted = await asyncio.shield(taken.answer)
-            return self._answers.accepted(request, path, accepted, replayed=taken.replayed)
+            return self._answers.accepted_response(request, path, accepted, replayed=taken.replayed)
         except Refused:
             counters.events["refused"] += 1
             raise
@@ -326,9 +326,9 @@ class Server:
             self._answers.requests -= not path.private
         self._publish_ended()
 
-    def accepted_answer(self, accepted: Accepted) -> bytes:
+    def plain_response(self, accepted: Accepted) -> bytes:
         """The answer to a plain publish."""
-        return self._answers.accepted_plain(accepted)
+        return self._answers.plain_response(accepted)
 
     # Subscribe
 

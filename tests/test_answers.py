@@ -87,11 +87,11 @@ def test_a_preflight_is_answered_for_listed_pages() -> None:
 def test_an_accepted_event_is_told_in_text_or_json() -> None:
     """As the publisher asks."""
     path, accepted = publish_path("/a/b"), Accepted(STAMP, 1)
-    plain = answers().accepted(request(), path, accepted, replayed=False)
+    plain = answers().accepted_response(request(), path, accepted, replayed=False)
     assert (plain.status, text_of(plain)) == (202, "accepted\n")
     assert plain.headers["X-Cursor"] == STAMP.cursor
     assert "Idempotency-Replayed" not in plain.headers
-    asked = answers().accepted(request(Accept="application/json"), path, accepted, replayed=True)
+    asked = answers().accepted_response(request(Accept="application/json"), path, accepted, replayed=True)
     assert json.loads(text_of(asked)) == {"cursor": STAMP.cursor, "timestamp": 5.5, "path": "/a/b"}
     assert asked.headers["Idempotency-Replayed"] == "true"
 
@@ -101,8 +101,10 @@ def test_a_batch_is_told_by_its_number(events: int, text: str) -> None:
     """In words, and as a count."""
     headers = {"Content-Type": "application/x-ndjson"}
     path, accepted = publish_path("/a"), Accepted(STAMP, events)
-    assert text_of(answers().accepted(request(**headers), path, accepted, replayed=False)) == text
-    asked = answers().accepted(request(**headers, Accept="application/json"), path, accepted, replayed=False)
+    assert text_of(answers().accepted_response(request(**headers), path, accepted, replayed=False)) == text
+    asked = answers().accepted_response(
+        request(**headers, Accept="application/json"), path, accepted, replayed=False
+    )
     assert json.loads(text_of(asked)) == {"cursor": STAMP.cursor, "count": events}
 
 
@@ -110,10 +112,10 @@ def test_the_quick_answer_has_the_head_of_the_long_one() -> None:
     """For a plain publish they are one and the same, but for the order of the fields."""
     for settings in (PLAIN, WITH_PAGES):
         asked = answers(settings)
-        head, _, body = asked.accepted_plain(Accepted(STAMP, 1)).partition(b"\r\n\r\n")
+        head, _, body = asked.plain_response(Accepted(STAMP, 1)).partition(b"\r\n\r\n")
         status, *lines = head.decode().split("\r\n")
         fields = dict(line.split(": ", 1) for line in lines)
-        long = asked.accepted(request(), publish_path("/a"), Accepted(STAMP, 1), replayed=False)
+        long = asked.accepted_response(request(), publish_path("/a"), Accepted(STAMP, 1), replayed=False)
         assert status == "HTTP/1.1 202 Accepted"
         assert body.decode() == text_of(long)
         for name in ("Server", "X-Subscribers", "X-Requests", "X-Cursor", "Content-Type", "Vary"):

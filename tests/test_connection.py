@@ -107,7 +107,7 @@ class Handler:
             response.force_close()
         return response
 
-    def accepted_answer(self, accepted: Accepted) -> bytes:  # noqa: ARG002
+    def plain_response(self, accepted: Accepted) -> bytes:  # noqa: ARG002
         """A short one."""
         return QUICK
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 from multidict import CIMultiDict
 
-from core.http.plain_publish import accepted_answer, is_plain_publish
+from core.http.plain_publish import accepted_bytes, is_plain_publish
 
 
 class Head(NamedTuple):
@@ -76,7 +76,7 @@ def test_whatever_could_change_the_answer_is_not_plain(name: str) -> None:
 @pytest.mark.parametrize("vary", [False, True])
 def test_the_answer_is_complete(vary: bool) -> None:
     """A head with the time and the fields that were given, and a body of the length it says."""
-    answer = accepted_answer("Name/1", "X-A: 1\r\nX-B: 2\r\n", vary=vary).decode()
+    answer = accepted_bytes("Name/1", "X-A: 1\r\nX-B: 2\r\n", vary=vary).decode()
     head, _, body = answer.partition("\r\n\r\n")
     status, *lines = head.split("\r\n")
     fields = dict(line.split(": ", 1) for line in lines)

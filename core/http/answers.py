@@ -17,7 +17,7 @@ from core.errors import Refused
 from core.events.store import Accepted
 from core.events.topics import PublishPath
 from core.http.connection import shown_path
-from core.http.plain_publish import accepted_answer
+from core.http.plain_publish import accepted_bytes
 from core.http.refusals import Refusals
 from core.http.requests import holds_lines, may_never_come
 from core.settings import ServerConfig
@@ -96,7 +96,7 @@ class Answers:
 
     # Publishes that are accepted
 
-    def accepted(
+    def accepted_response(
         self, request: web.BaseRequest, path: PublishPath, accepted: Accepted, *, replayed: bool
     ) -> web.Response:
         """The answer to a publish. replayed: it had been published before, under its Idempotency-Key."""
@@ -114,13 +114,13 @@ class Answers:
             response.headers["Idempotency-Replayed"] = "true"
         return response
 
-    def accepted_plain(self, accepted: Accepted) -> bytes:
+    def plain_response(self, accepted: Accepted) -> bytes:
         """The same, as bytes, for a plain publish (core.http.plain_publish)."""
         fields = (
             f"X-Subscribers: {len(self._subscribers)}\r\nX-Requests: {self.requests}\r\n"
             f"X-Cursor: {accepted.last.cursor}\r\n"
         )
-        return accepted_answer(SERVER, fields, vary=bool(self._settings.cors_origins))
+        return accepted_bytes(SERVER, fields, vary=bool(self._settings.cors_origins))
 
     # Refusals
 

@@ -45,7 +45,7 @@ class RequestHandler(Protocol):
         The future may raise Refused: nothing is published then, and handle() may try it again.
         """
 
-    def accepted_answer(self, accepted: Accepted) -> bytes:
+    def plain_response(self, accepted: Accepted) -> bytes:
         """The answer to a plain publish, head and body, as it goes over the wire."""
 
     def refuse_malformed(self, request: web.BaseRequest, refused: Refused) -> web.StreamResponse:
@@ -160,7 +160,7 @@ class Connection(Incoming):
             self.wake()
         else:
             self._parser.message_consumed()
-            self.transport.write(self.handler.accepted_answer(taken.result()))
+            self.transport.write(self.handler.plain_response(taken.result()))
             self.idle = True
             self._watch_idleness()
         if self.ahead:

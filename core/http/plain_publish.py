@@ -73,7 +73,7 @@ def _is_plain_field(field: tuple[bytes, bytes]) -> bool:
     return name in _PLAIN_FIELDS
 
 
-def accepted_answer(server: str, fields: str, *, vary: bool) -> bytes:
+def accepted_bytes(server: str, fields: str, *, vary: bool) -> bytes:
     """The answer to an accepted publish, head and body, as aiohttp would send it.
 
     server: the field Server. fields: more lines of the head, each with its line break. vary: whether answers
