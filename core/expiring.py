@@ -39,23 +39,42 @@ class Expiring(Generic[K, V]):
         return self._entries[key][0] if key in self else None
 
     def put(self, key: K, value: V, age: float = 0.0) -> None:
-        """Remember a value from now on, or since so many seconds; older ones must have been put before."""
+        """Remember a value from now on, or since so many seconds; older ones must have been put before.
+
+        age: -inf for what is not to grow old before it is put again.
+        """
         now = self._clock()
+        self.forget(key)
         self._entries[key] = (value, now - age)
-        self._entries.move_to_end(key)
-        while len(self._entries) > self._limit:
-            self._entries.popitem(last=False)
+        self._added(key, value)
         self._forget_old(now)
+        while len(self._entries) > self._limit:
+            self.forget(self._surplus())
         if self._timer is None:
             self._expect_end(now)
 
     def forget(self, key: K) -> None:
         """Undo put(), if that was done."""
-        self._entries.pop(key, None)
+        if entry := self._entries.pop(key, None):
+            self._removed(key, entry[0])
+
+    # For subclasses
+
+    def _added(self, key: K, value: V) -> None:
+        """There is another entry."""
+
+    def _removed(self, key: K, value: V) -> None:
+        """An entry is not there any more, for whatever reason."""
+
+    def _surplus(self) -> K:
+        """Which entry makes room for another: the oldest."""
+        return next(iter(self._entries))
+
+    # Time
 
     def _forget_old(self, now: float) -> None:
         while self._entries and self._end_of_oldest() <= now:
-            self._entries.popitem(last=False)
+            self.forget(next(iter(self._entries)))
 
     def _end_of_oldest(self) -> float:
         return next(iter(self._entries.values()))[1] + self._lifetime
@@ -66,6 +85,7 @@ class Expiring(Generic[K, V]):
         if self._entries:
             with contextlib.suppress(RuntimeError):  # there is no event loop
                 wait = max(self._end_of_oldest() - now, self._lifetime / 10)  # for others with it
+                wait = min(wait, self._lifetime)  # it may be one that does not grow old yet
                 self._timer = asyncio.get_running_loop().call_later(wait, self._on_end)
 
     def _on_end(self) -> None:
@@ -75,4 +95,5 @@ class Expiring(Generic[K, V]):
 
     def clear(self) -> None:
         """Forget everything."""
-        self._entries.clear()
+        while self._entries:
+            self.forget(next(iter(self._entries)))

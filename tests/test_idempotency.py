@@ -1,11 +1,13 @@
 """Remembered answers are kept for a while, and up to a number."""
 
+import asyncio
 import math
 
 import pytest
 
 from core.errors import Refused
 from core.events.idempotency import IdempotencyKey, ReplyCache, fair_share, idempotency_key
+from wire import TIMEOUT
 
 
 class Clock:
@@ -89,6 +91,20 @@ def test_the_window_begins_anew_when_the_answer_is_there() -> None:
     assert answers.find(ask("other")) is None
     answers.forget(ask("k"), 0)
     assert answers.find(ask("k")) == 1
+
+
+async def test_answers_leave_memory_though_nobody_asks_for_them() -> None:
+    """Also behind one that was a long time coming, which is kept until then and a window longer."""
+    answers: ReplyCache[int] = ReplyCache(window=0.1)
+    answers.remember(ask("coming"), 1, age=-math.inf)
+    answers.remember(ask("there"), 2)
+    await asyncio.sleep(0.25)
+    assert answers.find(ask("coming")) == 1
+    assert answers.find(ask("there")) is None
+    answers.remember(ask("coming"), 1)
+    async with asyncio.timeout(TIMEOUT):
+        while len(answers._replies):  # noqa: ASYNC110 (a timer does it)
+            await asyncio.sleep(0.01)
 
 
 def test_an_answer_of_an_earlier_life_is_as_old_as_it_is() -> None:

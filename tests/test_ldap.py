@@ -10,12 +10,11 @@ from typing import cast
 import pytest
 import trustme
 
-import plugins.ldap.directory
 from core.auth.login import Credentials, Login, WrongCredentials
 from core.auth.rights import NO_RIGHTS, Rights
 from core.errors import Refused
 from directory import Streams, credentials, fake, ldap_config, running, segments
-from plugins.ldap.directory import Answer, Directory, Proof
+from plugins.ldap.directory import Directory, Proof, Standing
 from plugins.ldap.lookup import Question, ask
 from plugins.ldap.settings import LdapConfig
 from slapd import PASSWORDS, PEOPLE, Slapd, dn_of
@@ -318,7 +317,7 @@ async def test_not_more_than_so_many_answers_are_remembered(
     directory: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one that was given longest ago is forgotten first."""
-    monkeypatch.setattr(plugins.ldap.directory, "MOST_ANSWERS", 2)
+    monkeypatch.setattr(directory._standings, "_limit", 2)
     for user in ("alice", "bob", "alice", "carol"):
         await directory.log_in(credentials(user))
     assert directory.recall(credentials("alice"))
@@ -462,7 +461,7 @@ async def test_an_error_of_our_own_in_a_lookup_is_not_passed_over() -> None:
     """The same."""
     streams = Streams()
     directory = Directory(ldap_config("ldap://127.0.0.1:1", refresh=0.01), streams)
-    proof = Proof(cast(Credentials, None), Answer(NO_RIGHTS, 0))  # as none can be
+    proof = Proof(cast(Credentials, None), Standing(NO_RIGHTS, 0))  # as none can be
     streams.open.append(Login(directory, "alice", NO_RIGHTS, proof))
     with pytest.raises(ExceptionGroup) as caught:
         await asyncio.wait_for(directory.run(), 10)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from core.errors import Refused
+from core.expiring import Expiring
 
 MAX_REMEMBERED = 100_000
 SCOPE_SIZE = 32  # bytes of IdempotencyKey.scope
@@ -46,10 +47,9 @@ class QueueItem(NamedTuple):
     window: float  # seconds that it is remembered
 
 
-class _Remembered(NamedTuple, Generic[A]):
+class _Reply(NamedTuple, Generic[A]):
     body: bytes  # digest
     answer: A
-    at: float  # monotonic seconds
     publisher: bytes  # digest
 
 
@@ -63,55 +63,53 @@ class ReplyCache(Generic[A]):
         self, window: float, limit: int = MAX_REMEMBERED, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._window = window
-        self._limit = limit
-        self._clock = clock
-        self._answers: OrderedDict[bytes, _Remembered[A]] = OrderedDict()  # by IdempotencyKey.scope
-        self._shares = _Shares()
+        self._replies: _Replies[A] = _Replies(window, limit, clock)  # by IdempotencyKey.scope
 
     def find(self, key: IdempotencyKey) -> A | None:
         """The answer given before, None if there was none. Raises Refused(422) if the body was another."""
-        self._forget_expired()
-        remembered = self._answers.get(key.scope)
-        if remembered is None:
+        reply = self._replies.get(key.scope)
+        if reply is None:
             return None
-        if remembered.body != key.body:
+        if reply.body != key.body:
             raise Refused(422, "this Idempotency-Key was used on this path with another body")
-        return remembered.answer
+        return reply.answer
 
     def remember(self, key: IdempotencyKey, answer: A, age: float = 0.0) -> Sequence[bytes]:
         """Keep an answer that was given so many seconds ago; -inf: that is yet to come, and kept until then.
 
         Older ones must have been told of before. The names (IdempotencyKey.name) of those that make room.
         """
-        gone = []
-        if self._window:
-            self._drop(key.scope)
-            self._answers[key.scope] = _Remembered(key.body, answer, self._clock() - age, key.publisher)
-            self._shares.add(key.publisher, key.scope)
-            self._forget_expired()
-            while len(self._answers) > self._limit:
-                oldest = self._shares.oldest_of_the_largest()
-                gone.append(self._answers[oldest].publisher + oldest)
-                self._drop(oldest)
-        return gone
+        if not self._window:
+            return ()
+        self._replies.put(key.scope, _Reply(key.body, answer, key.publisher), age)
+        pushed_out, self._replies.pushed_out = self._replies.pushed_out, []
+        return pushed_out
 
     def forget(self, key: IdempotencyKey, answer: A) -> None:
         """Undo remember(): the request was refused in the end."""
-        remembered = self._answers.get(key.scope)
-        if remembered and remembered.answer is answer:
-            self._drop(key.scope)
+        reply = self._replies.get(key.scope)
+        if reply and reply.answer is answer:
+            self._replies.forget(key.scope)
 
-    def _drop(self, scope: bytes) -> None:
-        if remembered := self._answers.pop(scope, None):
-            self._shares.remove(remembered.publisher, scope)
 
-    def _forget_expired(self) -> None:
-        expired = self._clock() - self._window
-        while self._answers:
-            scope, oldest = next(iter(self._answers.items()))
-            if oldest.at > expired:
-                return
-            self._drop(scope)
+class _Replies(Expiring[bytes, _Reply[A]]):
+    """Replies by scope. If there are too many, whoever has the most of them loses the oldest."""
+
+    def __init__(self, window: float, limit: int, clock: Callable[[], float]) -> None:
+        super().__init__(window, limit, clock)
+        self.pushed_out: list[bytes] = []  # names of those that had to make room
+        self._shares = _Shares()
+
+    def _added(self, key: bytes, value: _Reply[A]) -> None:
+        self._shares.add(value.publisher, key)
+
+    def _removed(self, key: bytes, value: _Reply[A]) -> None:
+        self._shares.remove(value.publisher, key)
+
+    def _surplus(self) -> bytes:
+        publisher, scope = self._shares.oldest_of_the_largest()
+        self.pushed_out.append(publisher + scope)
+        return scope
 
 
 class _Shares:
@@ -147,10 +145,10 @@ class _Shares:
         if after:
             self._by_size.setdefault(after, OrderedDict())[publisher] = None
 
-    def oldest_of_the_largest(self) -> bytes:
-        """The oldest answer of the publisher who has the most."""
+    def oldest_of_the_largest(self) -> tuple[bytes, bytes]:
+        """The publisher who has the most, and the oldest of its answers."""
         publisher = next(iter(self._by_size[self._most]))
-        return next(iter(self._scopes[publisher]))
+        return publisher, next(iter(self._scopes[publisher]))
 
 
 def fair_share(counts: Iterable[int], limit: int) -> int:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import cast
@@ -29,6 +28,7 @@ from core.auth.login import (
 from core.auth.rights import NO_RIGHTS, Rights
 from core.auth.rights_config import Grants
 from core.errors import ConfigError, collected
+from core.expiring import Expiring
 from plugins import Plugin
 from plugins.ldap.dn import Dn, parse_dn
 from plugins.ldap.lookup import Outage, Question, check_uri
@@ -36,7 +36,7 @@ from plugins.ldap.servers import Crowded, Servers, Unasked
 from plugins.ldap.settings import LdapConfig
 from plugins.ldap.templates import Pattern, UserDn
 
-MOST_ANSWERS = 10_000  # that are remembered
+MOST_STANDINGS = 10_000  # that are remembered
 _ROUNDS = 10  # in `refresh`
 _AT_A_TIME = 2  # that are asked again in the background: fewer than there are threads
 
@@ -44,7 +44,7 @@ _log = logging.getLogger("pypubsub.ldap")
 
 
 @dataclass(eq=False)
-class Answer:
+class Standing:
     """What the directory said of a user with a password, shared by all streams of the two."""
 
     rights: Rights | None  # None: refused
@@ -62,7 +62,7 @@ class Proof:
     """
 
     credentials: Credentials = field(repr=False)
-    answer: Answer
+    standing: Standing
 
 
 class Directory(Plugin):
@@ -94,47 +94,59 @@ class Directory(Plugin):
         if problems:
             raise ConfigError(problems)
         self._servers = Servers(config)
-        self._answers: OrderedDict[bytes, Answer] = OrderedDict()  # by digest; the one used last is last
+        self._standings = self._nothing_known()
         self._reloaded = asyncio.Event()
 
     def plan(self) -> list[str]:
         """Who is asked."""
         return [f"directory: {', '.join(self._config.uri)}"]
 
+    def _nothing_known(self) -> Expiring[bytes, Standing]:
+        """A table of standings, by digest: each is kept for longer than a stream lasts that rests on it.
+
+        That ends when the directory could not be asked for `grace`, which begins within `refresh`.
+        """
+        lifetime = 2 * self._config.refresh + self._config.grace
+        return Expiring(lifetime, MOST_STANDINGS, self._clock)
+
     # Logging in
 
     def recall(self, credentials: Credentials) -> Login | None:
         """The answer to the same user and password, if it is not older than `refresh`."""
-        answer = self._answers.get(_key(credentials))
-        if answer is None or answer.rights is None or self._clock() - answer.asked > self._config.refresh:
+        standing = self._standings.get(_key(credentials))
+        if (
+            standing is None
+            or standing.rights is None
+            or self._clock() - standing.asked > self._config.refresh
+        ):
             return None
-        return Login(self, folded(credentials.user), answer.rights, Proof(credentials, answer))
+        return Login(self, folded(credentials.user), standing.rights, Proof(credentials, standing))
 
     async def log_in(self, credentials: Credentials) -> Login:
         """Ask the directory. Raises WrongCredentials, Unanswered."""
         user, password = credentials.user, credentials.password
         if problem_with_user(user) or problem_with_password(password):
             raise WrongCredentials
-        answers = self._answers  # not those that reload() puts in their place meanwhile
+        standings = self._standings  # not those that reload() puts in their place meanwhile
         key = _key(credentials)
         try:
             rights = await self._ask(credentials, open_stream=False)
         except WrongCredentials:
-            if (known := answers.pop(key, None)) and self._learn(known, None):
-                self._streams.rights_changed()
+            if known := standings.get(key):
+                standings.forget(key)
+                if self._learn(known, None):
+                    self._streams.rights_changed()
             raise
         except Crowded:
             raise too_many_at_a_time() from None
         except Outage as outage:  # the log has the reason
             message = "the directory cannot be asked: try again in a few seconds"
             raise Unanswered(message, asked=not isinstance(outage, Unasked)) from None
-        answer = answers.setdefault(key, Answer(rights, self._clock()))
-        answers.move_to_end(key)
-        if len(answers) > MOST_ANSWERS:
-            answers.popitem(last=False)
-        if self._learn(answer, rights):
+        standing = standings.get(key) or Standing(rights, self._clock())
+        standings.put(key, standing)
+        if self._learn(standing, rights):
             self._streams.rights_changed()
-        return Login(self, folded(user), rights, Proof(credentials, answer))
+        return Login(self, folded(user), rights, Proof(credentials, standing))
 
     def claims(self, user: str) -> bool:  # noqa: ARG002 (any name might be one of its users)
         """None: the directory comes last."""
@@ -157,21 +169,21 @@ class Directory(Plugin):
             frozenset().union(*(rights.publishable for rights in granted)),
         )
 
-    def _learn(self, answer: Answer, rights: Rights | None) -> bool:
+    def _learn(self, standing: Standing, rights: Rights | None) -> bool:
         """Keep what the directory says by now; whether that is something else than before."""
-        changed = answer.given_up or rights != answer.rights
-        answer.rights = rights
-        answer.asked = self._clock()
-        answer.failing_since = None
-        answer.given_up = False
+        changed = standing.given_up or rights != standing.rights
+        standing.rights = rights
+        standing.asked = self._clock()
+        standing.failing_since = None
+        standing.given_up = False
         return changed
 
     # Open streams
 
     def rights_by_now(self, login: Login) -> Rights | None:
         """The newest; None if the credentials are refused by now, or if that is not known for `grace`."""
-        answer = cast(Proof, login.proof).answer
-        return None if answer.given_up else answer.rights
+        standing = cast(Proof, login.proof).standing
+        return None if standing.given_up else standing.rights
 
     async def run(self) -> None:
         """Ask again for open streams, until cancelled."""
@@ -186,7 +198,7 @@ class Directory(Plugin):
 
     async def reload(self) -> None:
         """Ask again for all open streams at once, and remember nothing."""
-        self._answers = OrderedDict()
+        self._standings = self._nothing_known()
         self._servers.retry()
         self._reloaded.set()
 
@@ -201,10 +213,10 @@ class Directory(Plugin):
         for login in self._streams.logins():
             if login.provider is self:
                 proof = cast(Proof, login.proof)
-                if proof.answer.rights is not None and proof.answer.asked <= before:
-                    due[proof.answer] = proof.credentials
-        changes: list[Answer] = []
-        given_up: list[Answer] = []
+                if proof.standing.rights is not None and proof.standing.asked <= before:
+                    due[proof.standing] = proof.credentials
+        changes: list[Standing] = []
+        given_up: list[Standing] = []
         turns = iter(due.items())
         async with asyncio.TaskGroup() as group:
             for _ in range(_AT_A_TIME):
@@ -219,9 +231,9 @@ class Directory(Plugin):
             self._streams.rights_changed()
 
     async def _ask_in_turn(
-        self, turns: Iterator[tuple[Answer, Credentials]], changes: list[Answer], given_up: list[Answer]
+        self, turns: Iterator[tuple[Standing, Credentials]], changes: list[Standing], given_up: list[Standing]
     ) -> None:
-        for answer, credentials in turns:
+        for standing, credentials in turns:
             rights: Rights | None
             began = self._clock()
             try:
@@ -229,14 +241,17 @@ class Directory(Plugin):
             except WrongCredentials:
                 rights = None
             except Outage:
-                if answer.failing_since is None:
-                    answer.failing_since = began
-                if not answer.given_up and self._clock() - answer.failing_since >= self._config.grace:
-                    answer.given_up = True
-                    given_up.append(answer)
+                if standing.failing_since is None:
+                    standing.failing_since = began
+                if not standing.given_up and self._clock() - standing.failing_since >= self._config.grace:
+                    standing.given_up = True
+                    given_up.append(standing)
                 continue
-            if self._learn(answer, rights):
-                changes.append(answer)
+            key = _key(credentials)
+            if self._standings.get(key) is standing:
+                self._standings.put(key, standing)
+            if self._learn(standing, rights):
+                changes.append(standing)
 
 
 def _key(credentials: Credentials) -> bytes:
