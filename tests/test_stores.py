@@ -353,6 +353,22 @@ async def test_a_file_lets_go_of_answers_that_had_to_make_room(
     assert held[1] == held[2] == held[3] == [asks[0], *asks[-4:]]
 
 
+def test_an_answer_that_made_room_can_come_back_in_the_same_transaction(tmp_path: Path) -> None:
+    """What was asked for last is what a file remembers, as memory does."""
+    with opened(tmp_path) as (file, _):
+        clock = Clock()
+        stamps = Stamps(clock, clock)
+
+        def write(key: bytes, *gone: bytes) -> Write:
+            event = Event(publish_path("/a"), '{"a": "x"', stamps.next())
+            return Write([event], IdempotencyKey(key, b""), Accepted(event.stamp, 1), (), gone)
+
+        file.store([write(b"one"), write(b"two", b"one"), write(b"one", b"two"), write(b"three")], 0, 1000)
+        assert {each.key.scope for each in file.remembered(1000)} == {b"one", b"three"}
+        file.store([write(b"one", b"one"), write(b"four", b"three")], 0, 1000)
+        assert {each.key.scope for each in file.remembered(1000)} == {b"one", b"four"}
+
+
 def test_transactions_are_counted(tmp_path: Path) -> None:
     """Those that failed apart, and the time that the others took."""
     with opened(tmp_path) as (_, store):

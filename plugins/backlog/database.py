@@ -189,15 +189,23 @@ class BacklogFile(SqliteFile):
                     last = max(last, events[-1].stamp.position)
                     _insert(connection, kind, events)
                     lost |= self._push_out(connection, kind)
-            if self._window:
-                answers = [(write.key, write.accepted) for write in writes if write.key]
-                remembered.keep_answers(connection, answers, now)
-            remembered.let_go_of_answers(connection, (name for write in writes for name in write.gone))
+            self._store_answers(connection, writes, now)
             items = [(item, write.accepted.last.position) for write in writes for item in write.items]
             remembered.keep_items(connection, items, now)
             _reserve(connection, last)
             self.lost = self.lost | lost
         self.has_failed = False
+
+    def _store_answers(self, connection: sqlite3.Connection, writes: Sequence[Write], now: float) -> None:
+        """Keep answers, and let go of others, in the order of the writes: one that made room may be back."""
+        answers: dict[bytes, tuple[IdempotencyKey, Accepted]] = {}  # by name
+        for write in writes:
+            for name in write.gone:
+                answers.pop(name, None)
+            if write.key and self._window:
+                answers[write.key.name] = write.key, write.accepted
+        remembered.let_go_of_answers(connection, (name for write in writes for name in write.gone))
+        remembered.keep_answers(connection, answers.values(), now)
 
     def reserve(self, position: int) -> None:
         """Promise that no later life gives an event that position, or one up to RESERVED_AHEAD above it."""
