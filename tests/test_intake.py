@@ -1,4 +1,4 @@
-"""What the one door for events counts: events that were taken, and that were known already."""
+"""The one door for events: what it counts, and that all of a batch goes out."""
 
 import asyncio
 from collections import defaultdict
@@ -88,3 +88,32 @@ async def test_events_that_the_store_refuses_are_not_counted(counted: Counted) -
         await asyncio.sleep(0)
         assert answer.done()
         assert counted == {"accepted": 1}
+
+
+class Crowded(Delivered):
+    """An outlet that has room in the next turn of the loop."""
+
+    async def room(self) -> None:
+        """Wait for that."""
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("wait", ["drain", "flush"])
+async def test_a_batch_whose_publisher_has_left_is_waited_for(wait: str) -> None:
+    """And what came behind it, which no stop may forget."""
+    outlet = Crowded()
+    store = Unstored(outlet)
+    intake = Intake(store, outlet, 600)
+    await intake.open()
+    intake.take(PATH, [OPENING] * (3 * PORTION), None)
+    await asyncio.sleep(0)
+    behind = intake.take(PATH, [OPENING], None).answer
+    assert len(outlet) < 3 * PORTION
+    assert not store.stamps_at_once
+    if wait == "drain":
+        await intake.drain(60)
+        assert len(outlet) >= 3 * PORTION
+    await store.flush()
+    assert len(outlet) == 3 * PORTION + 1
+    assert behind.done()
+    assert store.stamps_at_once

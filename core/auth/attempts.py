@@ -1,9 +1,9 @@
 """Failed attempts to log in, so that nobody can guess on and on.
 
 They are counted by address, and by address and user name; those from IPv6 also by wider networks, which one
-owner may have, with higher limits. Each count leaks away with time, so a limit is a burst and then a rate.
-The smaller limit is that of the pair: who goes on with one wrong password, such as a forgotten program, does
-not use up the chances of everybody else behind the same proxy.
+owner may have, with higher limits. Each count leaks away with time (leaky bucket), so a limit is a burst and
+then a rate. The smaller limit is that of the pair: who goes on with one wrong password, such as a forgotten
+program, does not use up the chances of everybody else behind the same proxy.
 
 Who is exempt passes while others are refused, and that tells a right guess from a wrong one. So the refusals
 are counted as well, and beyond their limit nobody passes.

@@ -60,7 +60,10 @@ def parse_payload(body: bytes, path: PublishPath, max_line_size: int) -> str:
 
 
 def opening_of(payload: dict[str, Any], path: PublishPath, max_line_size: int) -> str:
-    """The same for a payload that is read already, and may be changed."""
+    """The line, up to its stamp, of a payload that is read already: see parse_payload(). Changes the payload.
+
+    Raises Refused: 400 for what is no acceptable payload, 413 for a line that would be too long.
+    """
     if "stillalive" in payload:
         raise Refused(400, 'a top-level key "stillalive" is refused: readers would take the event for a ping')
     if not payload.keys().isdisjoint(RESERVED_KEYS):

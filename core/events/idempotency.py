@@ -1,6 +1,8 @@
-"""What was published before, remembered for a while and up to a number.
+"""What was published before, remembered for a while and up to a number (deduplication).
 
-That is the answers to publishers who ask twice (Idempotency-Key), and the items of queues.
+Publishers, and queues, may bring an event again when they have not heard of it (at-least-once). What is
+remembered is the answers to publishers who ask twice (Idempotency-Key), and the items of
+queues, so that each event is in the stream once.
 
 An answer is remembered by digests of fixed size, of what was asked for and of the body, while paths and
 bodies may be long. When there are too many, whoever has the most of them loses the oldest: so the keys of one

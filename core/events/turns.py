@@ -1,4 +1,4 @@
-"""How those who bring much share the server with everybody else: in turns, and in slices of time."""
+"""How those who bring much share the server with everybody else: in turns (fair queueing), and in slices."""
 
 import asyncio
 import heapq
@@ -19,7 +19,7 @@ class Slice:
 
     @property
     def over(self) -> bool:
-        """Whether it has lasted long enough."""
+        """Whether the slice has lasted as long as one may."""
         return time.perf_counter() >= self._end
 
     async def next(self) -> None:
@@ -31,7 +31,7 @@ class Slice:
 class Turns:
     """One at a time, of those who bring many events.
 
-    Next is who would be done first if all of them were served side by side (fair queueing). So who brings
+    Next is who would be done first if all of them were served side by side. So who brings
     less goes before who brings more, but nobody waits for ever: those who come later count from what has been
     done by then. Whoever has several waiting gets no more for that: they count one after the other.
     """
@@ -45,7 +45,7 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, publisher: str, events: int) -> AsyncIterator[None]:
-        """Wait for a turn, and have it."""
+        """Wait for a turn, and have it to the end of the block. events: how many the publisher brings."""
         self._publishers[publisher] += 1
         try:
             await self._wait(self._done + events * self._publishers[publisher])

@@ -116,7 +116,7 @@ class AclFile(Plugin):
         return Login(self, credentials.user, user.rights, user.proof)
 
     async def log_in(self, credentials: Credentials) -> Login | None:
-        """Raises WrongCredentials, Unanswered."""
+        """Verify a password; None if the file has no such user. Raises WrongCredentials, Unanswered."""
         user = self._users.by_name.get(credentials.user)
         if user is None:
             if self.claims(credentials.user):

@@ -1,6 +1,6 @@
 """The events in the file of a durable backlog. Blocking, so called in threads of their own.
 
-What comes together is committed together (group commit): see plugins.backlog.sqlite_file for what that means.
+What is stored in one call is committed together, or not at all: see plugins.backlog.sqlite_file.
 Events are filed by their position, public and private ones in a table each.
 """
 

@@ -1,5 +1,8 @@
 """The backlog in a file: events go out once they are on the disk, and any number of them can be read again.
 
+What comes while one transaction is written is stored together in the next one (group commit), so the disk
+sets how long a publisher waits, and not how many events there are in a second.
+
 The newest events are in memory too, so that only those who come from further back make the file be read.
 """
 
@@ -181,7 +184,7 @@ class StoredBacklog(Backlog):
         return remembered
 
     async def remembered_items(self, queue: str) -> Sequence[tuple[bytes, float]]:
-        """What the file remembers."""
+        """A queue's items, oldest first, and the seconds for which each is remembered. Raises StoreError."""
         return await self._in_reader(self._file.remembered_items, queue, self._lived())
 
     async def run(self) -> None:
@@ -391,7 +394,7 @@ class StoredBacklog(Backlog):
         return await self._in_reader(self._file.first_since, timestamp, upto, kinds_seen(private))
 
     async def read(self, after: int, *, private: bool) -> Page:
-        """What comes next: from memory, or older events from the file."""
+        """What comes after a position: from memory, or older events from the file. Raises StoreError."""
         if all(after >= kind.in_memory_after for kind in self._seen(private)):
             return await super().read(after, private=private)
         return await self._page(after, kinds_seen(private), self.end(private=private))

@@ -152,7 +152,7 @@ class Backlog(LocalStore, Plugin):
         return (self._public, self._private) if private else (self._public,)
 
     async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:
-        """Where a subscriber begins to read, and what it is told."""
+        """Where a subscriber begins to read, and the verdict on the replay that it asked for, if any."""
         if asked is None:
             return Placement(now.position, None)
         if asked.cursor is not None:
@@ -175,7 +175,7 @@ class Backlog(LocalStore, Plugin):
         return min((position for position in found if position is not None), default=None)
 
     async def read(self, after: int, *, private: bool) -> Page:
-        """What comes next."""
+        """What is held after a position, in order, up to the size of a page. Does not suspend."""
         kinds = self._seen(private)
         found = [kind.recent.after(after, PAGE_EVENTS, PAGE_BYTES) for kind in kinds]
         # a kind of which there is more may have an event right behind its page

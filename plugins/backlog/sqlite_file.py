@@ -85,6 +85,7 @@ class SqliteFile:
             self._reader = None
 
     def _writing(self) -> sqlite3.Connection:
+        """The connection of the thread that writes."""
         if self._writer is None:
             self._writer = self._connect()
             self._writer.execute("PRAGMA journal_mode = WAL")
@@ -95,6 +96,7 @@ class SqliteFile:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection of the thread that reads, which is opened anew after an error."""
         with self._database_errors():
             self._check_in_place()
             if self._reader is None:
@@ -115,6 +117,7 @@ class SqliteFile:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """What is written in the block is committed at its end; after an error nothing of it is."""
         with self._database_errors():
             self._check_in_place()
             try:

@@ -149,11 +149,11 @@ class Directory(Plugin):
         return Login(self, folded(user), rights, Proof(credentials, standing))
 
     def claims(self, user: str) -> bool:  # noqa: ARG002 (any name might be one of its users)
-        """None: the directory comes last."""
+        """Whether a name is for the directory alone: never, since it is the last to be asked."""
         return False
 
     async def pretend(self, credentials: Credentials) -> None:
-        """Nothing: each is asked of the directory, known there or not."""
+        """Do nothing: every user is asked of the directory, known there or not."""
 
     async def _ask(self, credentials: Credentials, *, open_stream: bool) -> Rights:
         """What the directory says by now. Raises WrongCredentials, Outage."""
@@ -197,7 +197,7 @@ class Directory(Plugin):
             await self._ask_again(age)
 
     async def reload(self) -> None:
-        """Ask again for all open streams at once, and remember nothing."""
+        """Ask again for all open streams at once, and forget what the directory said of others."""
         self._standings = self._nothing_known()
         self._servers.retry()
         self._reloaded.set()

@@ -2,8 +2,8 @@
 
 Questions are asked in threads, a few at a time; others wait for their turn (core.auth.fair_line). Those about
 open streams and about credentials that were right a while ago come first. The server that answered last is
-asked first. One that does not answer is left alone for as long as that has cost: if that is all of them,
-questions fail at once.
+asked first. One that does not answer is left alone for as long as that has cost (circuit breaker): if that is
+all of them, questions fail at once.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Events from Amazon SQS: the items of a queue are published as if they had been sent to the server.
 
-An item is deleted once its event is stored, and not before; one that is read again is recognised by its
-MessageId. So whatever fails in between, its event is in the stream, and once.
+An item is deleted once its event is stored, and not before; one that is read again (SQS delivers at least
+once) is recognised by its MessageId. So whatever fails in between, its event is in the stream, and once.
 """
 
 import asyncio
