@@ -84,6 +84,8 @@ class Server:
         )
         self._access = AccessControl(config, self._authentication)
         self._answers = Answers(config.server, self._fanout, self._stop)
+        self.plain_response = self._answers.plain_response
+        self.note_refusal = self._answers.note_refusal
         self._tls = Tls(config.server.tls)
         self._publishing = 0  # publishes let in and not answered yet
         self._reload_asked = asyncio.Event()
@@ -243,10 +245,6 @@ class Server:
         self._answers.requests += 1
         return self._answers.refusal(request, refused, connection_of(request).peer)
 
-    def note_refusal(self, refused: Refused, what: str, peer: str | None) -> None:
-        """Count and log a refusal that gets no answer."""
-        self._answers.note_refusal(refused, what, peer)
-
     def _asker(self, request: web.BaseRequest) -> Asker:
         """Where a request comes from. Looked for once a request."""
         if ASKER not in request:
@@ -302,12 +300,12 @@ class Server:
         self, peer: str | None, message: RawRequestMessage, body: bytes
     ) -> asyncio.Future[Accepted] | None:
         """_publish() for a plain publish that may be taken, with nothing to wait for before; else None."""
-        if not body or self._stop.is_set() or not self.intake.at_once or not self._access.is_open(peer):
+        if not body or self._stop.is_set() or not self.intake.at_once:
             return None
         config = self.config.server
         try:
             path = parse_publish_path(message.url.raw_path)
-            if self._access.secured(path) or len(body) > config.max_payload_size:
+            if len(body) > config.max_payload_size or not self._access.is_open(peer, path):
                 return None
             opening = parse_payload(body, path, config.max_line_size)
         except Refused:
@@ -325,10 +323,6 @@ class Server:
         if taken.cancelled() or taken.exception():
             self._answers.requests -= not path.private
         self._publish_ended()
-
-    def plain_response(self, accepted: Accepted) -> bytes:
-        """The answer to a plain publish."""
-        return self._answers.plain_response(accepted)
 
     # Subscribe
 

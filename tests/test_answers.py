@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from email.utils import parsedate_to_datetime
 
 import pytest
 from aiohttp import web
@@ -118,6 +119,8 @@ def test_the_quick_answer_has_the_head_of_the_long_one() -> None:
         long = asked.accepted_response(request(), publish_path("/a"), Accepted(STAMP, 1), replayed=False)
         assert status == "HTTP/1.1 202 Accepted"
         assert body.decode() == text_of(long)
+        assert fields["Content-Length"] == str(len(body))
+        assert parsedate_to_datetime(fields["Date"])
         for name in ("Server", "X-Subscribers", "X-Requests", "X-Cursor", "Content-Type", "Vary"):
             assert fields.get(name) == long.headers.get(name), name
 

@@ -10,7 +10,8 @@ from netaddr import IPNetwork
 from core.auth.networks import Networks
 from core.errors import Refused
 from core.http import heads
-from core.http.heads import HeadWatch, end_of_head, is_one_request, malformed
+from core.http.heads import HeadWatch, malformed
+from core.http.incoming import end_of_head, is_one_request
 from core.http.limits import Admission, Connections
 
 HEAD = b"PUT /a HTTP/1.1\r\nContent-Length: 2\r\n\r\n"

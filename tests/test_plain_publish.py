@@ -1,12 +1,11 @@
 """core.http.plain_publish: which heads ask for nothing but to publish an event, and the answer to that."""
 
-from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 import pytest
 from multidict import CIMultiDict
 
-from core.http.plain_publish import accepted_bytes, is_plain_publish
+from core.http.plain_publish import is_plain_publish
 
 
 class Head(NamedTuple):
@@ -71,23 +70,3 @@ def test_a_publish_like_most_is_plain(name: str) -> None:
 def test_whatever_could_change_the_answer_is_not_plain(name: str) -> None:
     """It goes the long way, which knows what it means."""
     assert not is_plain_publish(NOT_PLAIN[name])
-
-
-@pytest.mark.parametrize("vary", [False, True])
-def test_the_answer_is_complete(vary: bool) -> None:
-    """A head with the time and the fields that were given, and a body of the length it says."""
-    answer = accepted_bytes("Name/1", "X-A: 1\r\nX-B: 2\r\n", vary=vary).decode()
-    head, _, body = answer.partition("\r\n\r\n")
-    status, *lines = head.split("\r\n")
-    fields = dict(line.split(": ", 1) for line in lines)
-    assert status == "HTTP/1.1 202 Accepted"
-    assert body == "accepted\n"
-    assert parsedate_to_datetime(fields.pop("Date"))
-    assert fields.pop("Vary", None) == ("Origin" if vary else None)
-    assert fields == {
-        "Server": "Name/1",
-        "Content-Type": "text/plain; charset=utf-8",
-        "Content-Length": str(len(body)),
-        "X-A": "1",
-        "X-B": "2",
-    }

@@ -57,9 +57,9 @@ class AccessControl:
         x_forwarded_for, forwarded = headers.getall("X-Forwarded-For", ()), headers.getall("Forwarded", ())
         return Asker(peer, publisher_address(peer, self._trusted_proxies, x_forwarded_for, forwarded))
 
-    def is_open(self, peer: str | None) -> bool:
-        """Whether a peer may publish as it is, on topics that are not secure, if it speaks for itself."""
-        return self._publishers.hold(peer)
+    def is_open(self, peer: str | None, path: PublishPath) -> bool:
+        """Whether a peer who speaks for itself may publish on a path, whoever the user is."""
+        return self._publishers.hold(peer) and self._secure_topics.isdisjoint(path.all_topics)
 
     def secured(self, path: PublishPath) -> frozenset[str]:
         """Those of an event's topics that only a user with a right to them may publish on."""

@@ -268,8 +268,7 @@ class Fanout:
                 channel = self._queue.popleft()
                 # back in the queue before it is written to: an error must not end the writing to the others
                 self._queue.append(channel)
-                if channel.busy:
-                    remaining -= self._write(channel, remaining)
+                remaining -= self._write(channel, remaining)
                 if not channel.busy:
                     self._queue.pop()
                     channel.queued = False

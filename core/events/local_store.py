@@ -143,10 +143,3 @@ class LocalStore(ABC):
         gone: Sequence[bytes],
     ) -> asyncio.Future[Accepted]:
         """What becomes of stamped events: as append() says of drafts."""
-
-
-def delivered(events: Sequence[Event]) -> asyncio.Future[Accepted]:
-    """The future of events that have been delivered."""
-    future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-    future.set_result(Accepted(events[-1].stamp, len(events)))
-    return future

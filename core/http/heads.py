@@ -98,19 +98,3 @@ def head_too_large() -> Refused:
     return Refused(
         431, f"the header fields have more than {MAX_HEAD} bytes together", close=True, reason=HEAD_TOO_LARGE
     )
-
-
-def is_one_request(data: bytes) -> bool:
-    """Whether this looks like a head and the body that belongs to it, with nothing behind them."""
-    end = data.find(b"\r\n\r\n")
-    # Content-Length, however written
-    return data.find(b"ength: %d\r" % (len(data) - end - 4), 0, end + 1) > 0
-
-
-def end_of_head(data: bytes, start: int) -> int:
-    """Where a head ends that begins here; the end of all if it is not there yet."""
-    if data[start] in b"\r\n":  # the rest of the last line of a head, or of chunks
-        breaks = data[start : start + 4]
-        return start + len(breaks) - len(breaks.lstrip(b"\r\n"))
-    end = data.find(b"\r\n\r\n", start)
-    return end + 4 if end >= 0 else len(data)

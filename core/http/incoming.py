@@ -12,7 +12,7 @@ from aiohttp.http import HttpVersion, HttpVersion10, RawRequestMessage
 
 from core.errors import Refused
 from core.http.chunked_body import MOST_HELD, PARSED_AT_ONCE, ChunkedBody
-from core.http.heads import HeadWatch, end_of_head, head_too_large, is_one_request, malformed
+from core.http.heads import HeadWatch, head_too_large, malformed
 
 NO_HEAD = b"\0\r\n\r\n"  # ends a request's head wherever that is, as one that cannot be parsed
 MOST_PIECES = 100  # heads and bodies that are parsed one by one of what has come at once
@@ -245,3 +245,19 @@ class Incoming(web.RequestHandler):
         """There is room for more of a body: aiohttp says so after every read, paused or not."""
         if self._reading_paused:
             super().resume_reading(resume_parser)
+
+
+def is_one_request(data: bytes) -> bool:
+    """Whether this looks like a head and the body that belongs to it, with nothing behind them."""
+    end = data.find(b"\r\n\r\n")
+    # Content-Length, however written
+    return data.find(b"ength: %d\r" % (len(data) - end - 4), 0, end + 1) > 0
+
+
+def end_of_head(data: bytes, start: int) -> int:
+    """Where a head ends that begins here; the end of all if it is not there yet."""
+    if data[start] in b"\r\n":  # the rest of the last line of a head, or of chunks
+        breaks = data[start : start + 4]
+        return start + len(breaks) - len(breaks.lstrip(b"\r\n"))
+    end = data.find(b"\r\n\r\n", start)
+    return end + 4 if end >= 0 else len(data)

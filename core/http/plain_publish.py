@@ -4,9 +4,7 @@ A task for each request, and all that aiohttp makes for it, cost more than the r
 was read whole, and in whose head is nothing that would have to be looked into, needs none of that.
 """
 
-import time
 from collections.abc import Container
-from email.utils import formatdate
 from functools import lru_cache
 from typing import Protocol
 
@@ -71,21 +69,3 @@ def _is_plain_field(field: tuple[bytes, bytes]) -> bool:
     if name == b"content-type":
         return b"ndjson" not in value and b"jsonl" not in value
     return name in _PLAIN_FIELDS
-
-
-def accepted_bytes(server: str, fields: str, *, vary: bool) -> bytes:
-    """The answer to an accepted publish, head and body, as aiohttp would send it.
-
-    server: the field Server. fields: more lines of the head, each with its line break. vary: whether answers
-    depend on the field Origin.
-    """
-    return f"{_opening(server, vary, int(time.time()))}{fields}\r\naccepted\n".encode("ascii")
-
-
-@lru_cache(1)
-def _opening(server: str, vary: bool, now: int) -> str:
-    varies = "Vary: Origin\r\n" if vary else ""
-    return (
-        f"HTTP/1.1 202 Accepted\r\nServer: {server}\r\nContent-Type: text/plain; charset=utf-8\r\n"
-        f"Content-Length: 9\r\nDate: {formatdate(now, usegmt=True)}\r\n{varies}"
-    )

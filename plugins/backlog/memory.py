@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from core.events.cursor import Mark, position_of
 from core.events.event import Event
 from core.events.idempotency import IdempotencyKey, QueueItem
-from core.events.local_store import LocalStore, delivered
+from core.events.local_store import LocalStore
 from core.events.replay import (
     NOTHING,
     Gone,
@@ -29,6 +29,7 @@ from core.events.store import (
     Accepted,
     Outlet,
     Page,
+    delivered,
 )
 from plugins import Plugin
 from plugins.backlog.ages import Ages, since_boot

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from core.events.cursor import Mark
 from core.events.event import Event
 from core.events.idempotency import IdempotencyKey, QueueItem
-from core.events.local_store import LocalStore, delivered
+from core.events.local_store import LocalStore
 from core.events.replay import Placement, ReplayRequest
-from core.events.store import Accepted, Page
+from core.events.store import Accepted, Page, delivered
 from plugins import Plugin
 
 
