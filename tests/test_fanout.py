@@ -250,6 +250,27 @@ async def test_who_falls_behind_goes_on_from_its_place(monkeypatch: pytest.Monke
     subject.remove(cast(Subscriber, recorder))
 
 
+async def test_who_leaves_in_the_middle_of_a_round_and_comes_back_gets_what_follows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing of that round, and all of the next."""
+    monkeypatch.setattr(fanout, "_SLICE", 1)
+    subject, stamps = Fanout(backlog=True), Stamps()
+    first, second = Recorder("/a", http_1_0=False), Recorder("/a", http_1_0=False)
+    enter(subject, first)
+    enter(subject, second)
+    missed, following = an_event(stamps, "/a"), an_event(stamps, "/a")
+    subject.deliver(missed)
+    await asyncio.sleep(0)
+    assert (first.writes, second.writes) == (1, 0)
+    subject.remove(cast(Subscriber, second))
+    enter(subject, second, missed.stamp.position)
+    subject.flush()
+    subject.deliver(following)
+    subject.flush()
+    assert second.sent == CHUNKED.event(following.line)
+
+
 async def test_publishers_cannot_outrun_a_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past a number of bytes gathered there is no room for more until it is written: memory does not grow."""
     monkeypatch.setattr(fanout, "_SLICE", 1)
