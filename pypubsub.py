@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -361,7 +362,8 @@ class Server:
         """Take a connection, whose stream's head has been sent, from aiohttp, and have it served."""
         peer = self._asker(request).shown or "a peer already gone"
         stream = connection_of(request).hand_over(transport)
-        try:
+        with ExitStack() as undo:  # if this fails, nobody else would
+            undo.callback(transport.abort)
             subscriber = Subscriber(
                 f"{peer} ({login.user})" if login else peer,
                 subscription,
@@ -372,12 +374,11 @@ class Server:
                 self.config.server.subscriber_buffer,
                 login,
             )
-        except BaseException:
-            transport.abort()  # nobody else would any more
-            raise
-        self._fanout.add(subscriber)
-        self._review(subscriber)  # its rights may have changed since it logged in
-        serving = stream.serve(Follower(subscriber, now.position, self._catch_up).begin(placement))
+            self._fanout.add(subscriber)
+            undo.callback(self._fanout.remove, subscriber)
+            self._review(subscriber)  # its rights may have changed since it logged in
+            serving = stream.serve(Follower(subscriber, now.position, self._catch_up).begin(placement))
+            undo.pop_all()
         # a callback: the task may be cancelled before it runs
         serving.add_done_callback(partial(self._on_left, subscriber, shown_path(request), time.monotonic()))
 
