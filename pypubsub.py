@@ -50,7 +50,7 @@ from core.events.topics import PublishPath, parse_publish_path
 from core.http.answers import ALLOWED_METHODS, Answers, happens
 from core.http.connection import connection_of, shown_path
 from core.http.requests import check_spoken, holds_lines, only_one, read_body, read_subscription
-from core.http.server import HttpServer, Listeners, listening_plan
+from core.http.server import HttpServer, ListeningSockets, listening_plan
 from core.http.tls import Tls
 from core.settings import Config, load
 from plugins import plugins_of, sections
@@ -133,7 +133,7 @@ class Server:
         take_signals(loop, self._on_stop_signal, leave_at_once, self._on_reload_signal)
         others = sum(source.files for source in self._sources)
         http = HttpServer(self, self.config.server, files_of_others=others)
-        listeners = Listeners(http, self.config.server.head_timeout)
+        listeners = ListeningSockets(http, self.config.server.head_timeout)
         try:
             await self._open(listeners)
             if self._stop.is_set():  # it may have taken long
@@ -152,7 +152,7 @@ class Server:
             log.info("refused in all: %s", self._answers.refusals.summary())
         log.info("stopped")
 
-    async def _open(self, listeners: Listeners) -> None:
+    async def _open(self, listeners: ListeningSockets) -> None:
         """Start the plugins, then listen. Raises StartError."""
         for plugin in self._plugins:
             plugin.check()
@@ -163,7 +163,7 @@ class Server:
         self._tls.load()
         await listeners.listen(self.config.server, self._tls.context)
 
-    async def _serve(self, listeners: Listeners) -> None:
+    async def _serve(self, listeners: ListeningSockets) -> None:
         """Do what lasts, until the stop."""
         async with asyncio.TaskGroup() as tasks:  # the death of one of them ends the server
             sources: list[asyncio.Task[None]] = []
@@ -458,7 +458,7 @@ class Server:
         log.info("%s: stopping, with %d subscribers", number.name, len(self._fanout))
         self._stop.set()
 
-    async def _drain(self, listeners: Listeners, sources: list[asyncio.Task[None]]) -> None:
+    async def _drain(self, listeners: ListeningSockets, sources: list[asyncio.Task[None]]) -> None:
         """Stop accepting, let publishes under way end, send what is queued, close the streams."""
         await listeners.stop()
         half = self.config.server.drain_timeout / 2  # a publisher who never ends costs no stream its end

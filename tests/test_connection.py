@@ -130,8 +130,8 @@ class Opened:
         self.handler = Handler()
         self.transport = Transport()
         self.server = HttpServer(self.handler, ServerConfig(), 0)
-        admission = self.server.limits.enter("127.0.0.1")
-        self.connection: Connection = self.server.connection("127.0.0.1", admission)
+        entry = self.server.limits.enter("127.0.0.1")
+        self.connection: Connection = self.server.connection("127.0.0.1", entry)
         self.connection.connection_made(self.transport)
 
     def comes(self, data: bytes) -> None:

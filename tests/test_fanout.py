@@ -81,7 +81,7 @@ class Recorder:
 
     def expect(self, event: Event) -> None:
         """Note an event, if a plain look at subscription and rights says that it is wanted."""
-        wanted = any(batch <= event.path.all_topics for batch in self.subscription.batches)
+        wanted = any(alternative <= event.path.all_topics for alternative in self.subscription.alternatives)
         topics = frozenset(event.path.topics)
         if wanted and (not event.path.private or any(segment <= topics for segment in self.rights.readable)):
             self.expected += self.wire.event(event.line)

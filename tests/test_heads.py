@@ -12,7 +12,7 @@ from core.errors import Refused
 from core.http import heads
 from core.http.heads import HeadWatch, malformed
 from core.http.incoming import end_of_head, is_one_request
-from core.http.limits import Admission, Connections
+from core.http.limits import Connections, Entry
 
 HEAD = b"PUT /a HTTP/1.1\r\nContent-Length: 2\r\n\r\n"
 
@@ -111,7 +111,7 @@ def test_the_words_of_the_parser_in_python_are_not_used(monkeypatch: pytest.Monk
 # Connections, counted
 
 
-def verdicts(limits: Connections, *peers: str | None) -> list[Admission]:
+def verdicts(limits: Connections, *peers: str | None) -> list[Entry]:
     """What is said of connections that come one after the other, and stay."""
     return [limits.enter(peer) for peer in peers]
 
@@ -141,12 +141,12 @@ def test_an_address_with_its_share_takes_no_place_of_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("admission", "status"),
+    ("entry", "status"),
     [("admitted", None), ("connections", 503), ("connections_per_address", 429), ("closed", 429)],
 )
-def test_every_request_of_a_surplus_connection_is_refused(admission: Admission, status: int | None) -> None:
+def test_every_request_of_a_surplus_connection_is_refused(entry: Entry, status: int | None) -> None:
     """With the setting that is reached, and when to ask again; that ends the connection."""
-    refused = Connections(1, 1, 7, Networks([])).refusal(admission)
+    refused = Connections(1, 1, 7, Networks([])).refusal(entry)
     assert (refused and refused.status) == status
     if refused:
         assert refused.close

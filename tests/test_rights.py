@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.auth.rights import MOST_FILED, Rights, is_for, private_batches
+from core.auth.rights import MOST_FILED, Rights, is_for, private_alternatives
 from core.delivery.registry import Registry
-from core.events.subscription import MOST_BATCHES, Subscription, parse_subscription
+from core.events.subscription import MOST_ALTERNATIVES, Subscription, parse_subscription
 from core.events.topics import publish_path
 from daemon import StartDaemon, basic
 from wire import Stream
@@ -121,9 +121,9 @@ def test_the_index_finds_whom_a_private_event_is_for(
     """Exactly those who ask for it and may see it, by a plain look at each of them."""
     path = publish_path("/".join(["private", *topics]))
     registry: Registry[int] = Registry()
-    asked = [(Subscription(batches), readable) for batches, readable in subscribers]
+    asked = [(Subscription(alternatives), readable) for alternatives, readable in subscribers]
     for number, (subscription, readable) in enumerate(asked):
-        registry.add(number, private_batches(subscription, readable))
+        registry.add(number, private_alternatives(subscription, readable))
     found = registry.match(frozenset(path.topics))
     assert found == {
         number
@@ -131,23 +131,23 @@ def test_the_index_finds_whom_a_private_event_is_for(
         if is_for(path, subscription, Rights(readable))
     }
     for number, (subscription, readable) in enumerate(asked):
-        registry.remove(number, private_batches(subscription, readable))
+        registry.remove(number, private_alternatives(subscription, readable))
     assert not registry
 
 
 def test_a_long_subscription_of_a_user_with_many_rights_is_filed_under_few_batches() -> None:
     """Not under every combination of the two; its rights still decide."""
-    subscription = parse_subscription("/" + ",".join(f"t{n}" for n in range(MOST_BATCHES)))
-    readable = frozenset(frozenset({f"x{n}"}) for n in range(MOST_FILED // MOST_BATCHES + 1))
-    assert private_batches(subscription, readable) == readable
+    subscription = parse_subscription("/" + ",".join(f"t{n}" for n in range(MOST_ALTERNATIVES)))
+    readable = frozenset(frozenset({f"x{n}"}) for n in range(MOST_FILED // MOST_ALTERNATIVES + 1))
+    assert private_alternatives(subscription, readable) == readable
 
 
 async def test_a_long_subscription_gets_only_what_it_asks_for(start_daemon: StartDaemon) -> None:
     """Also where the index knows only its user's rights."""
-    segments = {f"s{n}": [f"x{n}"] for n in range(MOST_FILED // MOST_BATCHES + 1)}
+    segments = {f"s{n}": [f"x{n}"] for n in range(MOST_FILED // MOST_ALTERNATIVES + 1)}
     server = start_daemon(acl={"alice": {"password": "secret", "acl": segments}})
     async with server.subscriber(
-        "/" + ",".join(f"t{n}" for n in range(MOST_BATCHES)), basic("alice")
+        "/" + ",".join(f"t{n}" for n in range(MOST_ALTERNATIVES)), basic("alice")
     ) as stream:
         await server.put("/private/x1/other", {})
         await server.put("/private/t5/other", {})

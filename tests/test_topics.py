@@ -7,17 +7,21 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from core.delivery.registry import Registry
 from core.errors import Refused
-from core.events.subscription import EVERYTHING, Batch, Subscription, parse_subscription
+from core.events.subscription import EVERYTHING, Alternative, Subscription, parse_subscription
 from core.events.topics import parse_publish_path, publish_path
 
 TOPIC = st.sampled_from(["a", "b", "c", "d", "private", "é", " "])
 TOPICS = st.frozensets(TOPIC, max_size=4)
-BATCHES = st.frozensets(TOPICS, min_size=1, max_size=3)
+ALTERNATIVES = st.frozensets(TOPICS, min_size=1, max_size=3)
 
 
-def scan(subscriptions: dict[int, frozenset[Batch]], topics: frozenset[str]) -> set[int]:
+def scan(subscriptions: dict[int, frozenset[Alternative]], topics: frozenset[str]) -> set[int]:
     """Which subscriptions an event matches, by a look at each of them."""
-    return {number for number, batches in subscriptions.items() if any(batch <= topics for batch in batches)}
+    return {
+        number
+        for number, alternatives in subscriptions.items()
+        if any(alternative <= topics for alternative in alternatives)
+    }
 
 
 class IndexAgainstScan(RuleBasedStateMachine):
@@ -26,15 +30,15 @@ class IndexAgainstScan(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.registry: Registry[int] = Registry()
-        self.subscriptions: dict[int, frozenset[Batch]] = {}
+        self.subscriptions: dict[int, frozenset[Alternative]] = {}
         self.count = 0
 
-    @rule(batches=BATCHES)
-    def subscribe(self, batches: frozenset[Batch]) -> None:
+    @rule(alternatives=ALTERNATIVES)
+    def subscribe(self, alternatives: frozenset[Alternative]) -> None:
         """Add one."""
         self.count += 1
-        self.subscriptions[self.count] = batches
-        self.registry.add(self.count, batches)
+        self.subscriptions[self.count] = alternatives
+        self.registry.add(self.count, alternatives)
 
     @rule(choice=st.integers(min_value=0))
     def unsubscribe(self, choice: int) -> None:
@@ -55,8 +59,8 @@ class IndexAgainstScan(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """It returns to empty."""
-        for number, batches in self.subscriptions.items():
-            self.registry.remove(number, batches)
+        for number, alternatives in self.subscriptions.items():
+            self.registry.remove(number, alternatives)
         assert not self.registry
 
 
@@ -68,7 +72,7 @@ def test_an_event_is_matched_without_a_look_at_other_subscriptions() -> None:
 
     def looked_at(subscriptions: int) -> int:
         class Counted(frozenset[str]):
-            """A batch that counts how often it is compared."""
+            """An alternative that counts how often it is compared."""
 
             __slots__ = ()
             comparisons = 0
@@ -110,13 +114,13 @@ def test_any_topics_survive_a_publish_path(parts: list[str]) -> None:
 
 
 @given(st.lists(PARTS, min_size=1, max_size=4))
-def test_any_batches_survive_a_subscribe_path(batches: list[list[str]]) -> None:
-    """Empty batches are left out, and are everything only if there is no comma."""
-    path = "/" + ",".join("/".join(map(quoted, batch)) for batch in batches)
-    expected = frozenset(frozenset(batch) for batch in batches if batch)
+def test_any_batches_survive_a_subscribe_path(alternatives: list[list[str]]) -> None:
+    """Empty alternatives are left out, and are everything only if there is no comma."""
+    path = "/" + ",".join("/".join(map(quoted, alternative)) for alternative in alternatives)
+    expected = frozenset(frozenset(alternative) for alternative in alternatives if alternative)
     if expected:
         assert parse_subscription(path) == Subscription(expected)
-    elif len(batches) == 1:
+    elif len(alternatives) == 1:
         assert parse_subscription(path) == EVERYTHING
     else:
         with pytest.raises(Refused) as refused:
@@ -124,9 +128,9 @@ def test_any_batches_survive_a_subscribe_path(batches: list[list[str]]) -> None:
         assert refused.value.status == 400
 
 
-@given(BATCHES, BATCHES, st.lists(TOPIC, max_size=4))
+@given(ALTERNATIVES, ALTERNATIVES, st.lists(TOPIC, max_size=4))
 def test_equal_subscriptions_are_one_key_and_are_met_by_the_same(
-    one: frozenset[Batch], other: frozenset[Batch], topics: list[str]
+    one: frozenset[Alternative], other: frozenset[Alternative], topics: list[str]
 ) -> None:
     """Channels are found by them."""
     path = publish_path("/".join(topics))
@@ -135,7 +139,7 @@ def test_equal_subscriptions_are_one_key_and_are_met_by_the_same(
     assert {first: 1}[second] == 1
     assert (first == third) == (one == other)
     assert first != one
-    assert first.meets(path) == second.meets(path) == any(batch <= set(path.all_topics) for batch in one)
+    assert first.meets(path) == second.meets(path) == any(each <= set(path.all_topics) for each in one)
 
 
 @given(st.binary(max_size=20))

@@ -6,13 +6,13 @@ that an event's path begins with is not one of its topics here, so no segment is
 
 from typing import NamedTuple
 
-from core.events.subscription import Batch, Subscription
+from core.events.subscription import Alternative, Subscription
 from core.events.topics import PRIVATE, PublishPath
 
 Segment = frozenset[str]
 
 EVERY_EVENT: Segment = frozenset()  # written `all` in the files; an empty list there is refused
-MOST_FILED = 2000  # batches that one subscriber's private events are filed under
+MOST_FILED = 2000  # alternatives that one subscriber's private events are filed under
 
 
 class Rights(NamedTuple):
@@ -48,12 +48,14 @@ def is_for(path: PublishPath, subscription: Subscription, rights: Rights) -> boo
     return subscription.meets(path) and rights.can_read(path)
 
 
-def private_batches(subscription: Subscription, readable: frozenset[Segment]) -> frozenset[Batch]:
+def private_alternatives(subscription: Subscription, readable: frozenset[Segment]) -> frozenset[Alternative]:
     """What a private event's topics must hold so that somebody wants it and can read it, for the topic index.
 
-    Where that would be too many batches, only what must be held for it to be read.
+    Where that would be too many alternatives, only what must be held for it to be read.
     """
-    if len(subscription.batches) * len(readable) > MOST_FILED:
+    if len(subscription.alternatives) * len(readable) > MOST_FILED:
         return readable
-    wanted = {batch - {PRIVATE} for batch in subscription.batches}  # which every private event meets
-    return frozenset(batch | segment for batch in wanted for segment in readable)
+    wanted = {
+        alternative - {PRIVATE} for alternative in subscription.alternatives
+    }  # which every private event meets
+    return frozenset(alternative | segment for alternative in wanted for segment in readable)

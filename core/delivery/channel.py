@@ -5,7 +5,7 @@ pending until the round that is being written has come to everybody; then all of
 the next.
 """
 
-from core.auth.rights import Segment, is_for, private_batches
+from core.auth.rights import Segment, is_for, private_alternatives
 from core.counters import counters
 from core.delivery.subscriber import Subscriber, send_to_all
 from core.delivery.wire import Wire
@@ -35,7 +35,7 @@ class Channel:
         "_pings",
         "pending",
         "pending_bytes",
-        "private_batches",
+        "private_alternatives",
         "queued",
         "rights",
         "round",
@@ -46,7 +46,7 @@ class Channel:
 
     def __init__(self, like: Subscriber) -> None:
         self.subscription, self.rights, self.wire = like.subscription, like.rights, like.wire
-        self.private_batches = private_batches(self.subscription, self.rights.readable)
+        self.private_alternatives = private_alternatives(self.subscription, self.rights.readable)
         self.subscribers: dict[Subscriber, None] = {}  # in the order in which they came: see _begin_round()
         self.queued = False  # for its turn in Fanout._write_slice()
         self.round = Round()  # one object for all rounds: with a single subscriber a new one would show

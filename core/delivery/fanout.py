@@ -113,8 +113,8 @@ class Fanout:
         channel = self._channels.get(key)
         if channel is None:
             channel = self._channels[key] = Channel(subscriber)
-            self._registry.add(channel, channel.subscription.batches)
-            self._private.add(channel, channel.private_batches)
+            self._registry.add(channel, channel.subscription.alternatives)
+            self._private.add(channel, channel.private_alternatives)
         subscriber.subscription = channel.subscription  # equal, and kept in memory once
         channel.add(subscriber, self._end)
         self._live += 1
@@ -145,8 +145,8 @@ class Fanout:
             del self._pinged[subscriber.ping_turn][subscriber]
         if not channel.subscribers:
             del self._channels[key]
-            self._registry.remove(channel, channel.subscription.batches)
-            self._private.remove(channel, channel.private_batches)
+            self._registry.remove(channel, channel.subscription.alternatives)
+            self._private.remove(channel, channel.private_alternatives)
 
     def change_rights(self, subscriber: Subscriber, rights: Rights) -> None:
         """From now on the subscriber gets what these rights let it read."""

@@ -1,40 +1,40 @@
 """The topic index: which channels want an event, without a look at the others.
 
 It is an inverted index. A channel is whatever stands for one subscription (see core.delivery.channel), which
-is met when the event has every topic of one of its batches. Each batch is filed under one of its topics, the
-one with the fewest batches so far, so that publishing looks only at what is filed under the event's own
-topics. The same batch of several channels is filed once. No I/O, no await.
+is met when the event has every topic of one of its alternatives. Each alternative is filed under one of its
+topics, the one with the fewest so far, so that publishing looks only at what is filed under the event's own
+topics. The same alternative of several channels is filed once. No I/O, no await.
 """
 
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-from core.events.subscription import Batch
+from core.events.subscription import Alternative
 
 C = TypeVar("C", bound=Hashable)
 
 
 class Registry(Generic[C]):
-    """Channels, filed by the batches of their subscriptions."""
+    """Channels, filed by the alternatives of their subscriptions."""
 
     def __init__(self) -> None:
-        self._by_topic: dict[str, dict[Batch, set[C]]] = {}
-        self._topic_of: dict[Batch, str] = {}
-        self._everything: set[C] = set()  # channels with the empty batch, which every event meets
+        self._by_topic: dict[str, dict[Alternative, set[C]]] = {}
+        self._topic_of: dict[Alternative, str] = {}
+        self._everything: set[C] = set()  # channels with the empty alternative, which every event meets
 
-    def add(self, channel: C, batches: frozenset[Batch]) -> None:
-        """File a channel under each batch of its subscription."""
-        for batch in batches:
-            self._channels_of(batch).add(channel)
+    def add(self, channel: C, alternatives: frozenset[Alternative]) -> None:
+        """File a channel under each alternative of its subscription."""
+        for alternative in alternatives:
+            self._channels_of(alternative).add(channel)
 
-    def remove(self, channel: C, batches: frozenset[Batch]) -> None:
+    def remove(self, channel: C, alternatives: frozenset[Alternative]) -> None:
         """Undo add(); what nobody asks for any more leaves the index."""
-        for batch in batches:
-            channels = self._channels_of(batch)
+        for alternative in alternatives:
+            channels = self._channels_of(alternative)
             channels.discard(channel)
-            if batch and not channels:
-                topic = self._topic_of.pop(batch)
-                del self._by_topic[topic][batch]
+            if alternative and not channels:
+                topic = self._topic_of.pop(alternative)
+                del self._by_topic[topic][alternative]
                 if not self._by_topic[topic]:
                     del self._by_topic[topic]
 
@@ -43,8 +43,8 @@ class Registry(Generic[C]):
         found = set(self._everything)
         for topic in topics:
             if filed := self._by_topic.get(topic):
-                for batch, channels in filed.items():
-                    if batch <= topics:
+                for alternative, channels in filed.items():
+                    if alternative <= topics:
                         found |= channels
         return found
 
@@ -52,11 +52,11 @@ class Registry(Generic[C]):
         """False when nothing is filed."""
         return bool(self._everything or self._by_topic or self._topic_of)
 
-    def _channels_of(self, batch: Batch) -> set[C]:
-        if not batch:
+    def _channels_of(self, alternative: Alternative) -> set[C]:
+        if not alternative:
             return self._everything
-        topic = self._topic_of.get(batch)
+        topic = self._topic_of.get(alternative)
         if topic is None:
-            topic = min(batch, key=lambda candidate: len(self._by_topic.get(candidate, ())))
-            self._topic_of[batch] = topic
-        return self._by_topic.setdefault(topic, {}).setdefault(batch, set())
+            topic = min(alternative, key=lambda candidate: len(self._by_topic.get(candidate, ())))
+            self._topic_of[alternative] = topic
+        return self._by_topic.setdefault(topic, {}).setdefault(alternative, set())

@@ -14,8 +14,8 @@ from core.config import parse_duration
 from core.errors import Refused
 from core.events.cursor import Mark
 
-QUERY_KEYS = ("since", "cursor")
-HEADERS = ("X-Fetch-Since", "X-Fetch-Since-Cursor", "Last-Event-ID")
+REPLAY_KEYS = ("since", "cursor")
+REPLAY_HEADERS = ("X-Fetch-Since", "X-Fetch-Since-Cursor", "Last-Event-ID")
 _AHEAD = 86_400.0  # seconds that a time may lie in the future: clocks differ, and so do time zones
 _BEFORE_ALL = 1e9  # Unix seconds: with 1, as with -1 and 0, clients ask for all that is held
 _CURSOR = re.compile(r"[0-9A-Za-z-]{36}", re.ASCII)

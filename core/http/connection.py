@@ -1,6 +1,6 @@
 """aiohttp's connection, taken over: what of HTTP has nothing to do with events, and what goes past aiohttp.
 
-Every path is a topic, so there is nothing to route: a request is handed to a RequestHandler, and so is what
+Every path is a topic, so there is nothing to route: a request is handed to a Responder, and so is what
 aiohttp cannot parse. What is private in aiohttp is used here and in core.http.incoming, and listed in
 core.http.private_names.
 """
@@ -17,9 +17,8 @@ from core.errors import Refused
 from core.events.store import Accepted
 from core.http.heads import malformed
 from core.http.incoming import Incoming
-from core.http.limits import SURPLUS_TIMEOUT, Admission, Connections
-from core.http.plain_publish import MAX_HEAD as MAX_PLAIN_HEAD
-from core.http.plain_publish import MAX_SIZE, is_plain_publish
+from core.http.limits import SURPLUS_TIMEOUT, Connections, Entry
+from core.http.plain_publish import MAX_PLAIN_HEAD, MAX_PLAIN_SIZE, is_plain_publish
 from core.http.stream import Stream
 
 IDLE_TIMEOUT = 75.0  # seconds a connection may be idle between two requests
@@ -31,7 +30,7 @@ LINGER = 3.0  # seconds that a refused head or body is read on for, so that the 
 SSLProtocol.max_size = 32 * 1024
 
 
-class RequestHandler(Protocol):
+class Responder(Protocol):
     """Who answers requests: what they are about is known there, and nowhere in core.http."""
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -81,25 +80,25 @@ class Connection(Incoming):
     closed       `transport` is None: it counts no more
     """
 
-    __slots__ = ("admission", "handed_over", "handler", "limits", "lingers", "opened", "peer")
+    __slots__ = ("entry", "handed_over", "handler", "limits", "lingers", "opened", "peer")
 
     def __init__(
         self,
         server: web.Server,
-        handler: RequestHandler,
+        handler: Responder,
         limits: Connections,
         peer: str | None,
-        admission: Admission,
+        entry: Entry,
         head_timeout: float,
         **settings: Any,
     ) -> None:
-        if admission != "admitted":
+        if entry != "admitted":
             head_timeout = min(head_timeout, SURPLUS_TIMEOUT)
         super().__init__(server, head_timeout, **settings)
         self.handler = handler
         self.limits = limits
         self.peer = peer  # an address, "unix", or None if not known
-        self.admission = admission  # "admitted", or which limit it is beyond
+        self.entry = entry  # "admitted", or which limit it is beyond
         self.opened = False  # whether connection_made() was called: not before a TLS handshake has ended
         self.lingers = False  # whether all is answered, and only read on for
         self.handed_over = False
@@ -111,7 +110,7 @@ class Connection(Incoming):
 
     def refusal(self) -> Refused | None:
         """Why every request of this connection is refused; None if it is not."""
-        return self.limits.refusal(self.admission)
+        return self.limits.refusal(self.entry)
 
     def head_is_late(self, late: Refused) -> None:
         """A head has not come in time: if the connection is one too many, that is what its client hears."""
@@ -124,11 +123,11 @@ class Connection(Incoming):
         """
         if (
             len(self._messages) != 1
-            or size > MAX_SIZE
+            or size > MAX_PLAIN_SIZE
             or self.ahead
             or self._logging_enabled
             or self.writing_paused
-            or self.admission != "admitted"
+            or self.entry != "admitted"
         ):
             return False
         message, payload = self._messages[0]
@@ -172,7 +171,7 @@ class Connection(Incoming):
 
     def _put_back(self, message: RawRequestMessage, body: bytes) -> None:
         """Let aiohttp's task have a request whose body was read before."""
-        payload = StreamReader(self, MAX_SIZE, loop=self._loop)
+        payload = StreamReader(self, MAX_PLAIN_SIZE, loop=self._loop)
         payload.feed_data(body)
         payload.feed_eof()
         self._messages.append((message, payload))
@@ -254,7 +253,7 @@ class Connection(Incoming):
 
         The task that handles the request is cancelled at its next await.
         """
-        stream = Stream(self.limits, self.peer, self.admission, writing_paused=self.writing_paused)
+        stream = Stream(self.limits, self.peer, self.entry, writing_paused=self.writing_paused)
         if self.half_closed:
             self.half_closed.cancel()
             stream.watch(transport)
@@ -271,7 +270,7 @@ class Connection(Incoming):
         self.head.stop()
         if self.half_closed:
             self.half_closed.cancel()
-        self.limits.leave(self.peer, self.admission)
+        self.limits.leave(self.peer, self.entry)
         super().connection_lost(exc)
 
 

@@ -24,7 +24,7 @@ SURPLUS_TIMEOUT = 2.0  # seconds that a surplus connection has for its request's
 FILES_OF_OUR_OWN = 48
 
 # the verdict on a new connection: it is served; it is surplus, and of which limit; it is beyond that as well
-Admission = Literal["admitted", "connections", "connections_per_address", "closed"]
+Entry = Literal["admitted", "connections", "connections_per_address", "closed"]
 
 
 class Connections:
@@ -49,46 +49,46 @@ class Connections:
         """Whether one more connection can be accepted: to be served, or to be told that it is too many."""
         return self._admitted < self.most or self._surplus < self.most_surplus
 
-    def enter(self, peer: str | None) -> Admission:
+    def enter(self, peer: str | None) -> Entry:
         """Count a connection. peer: its address, "unix", or None if not known.
 
         "closed" is beyond what an address may have, is not counted, and gets no answer; the others count
         until they leave().
         """
         address = self._counted_as(peer)
-        admission: Admission = "admitted"
+        entry: Entry = "admitted"
         if self._admitted >= self.most:
-            admission = "connections"
+            entry = "connections"
         elif address and self._from[address] >= self._most_per_address:
-            admission = "connections_per_address"
-        if admission == "admitted":
+            entry = "connections_per_address"
+        if entry == "admitted":
             self._admitted += 1
             if address:
                 self._from[address] += 1
         elif self._surplus >= self.most_surplus:
-            admission = "closed"
+            entry = "closed"
         else:
             self._surplus += 1
-        return admission
+        return entry
 
-    def leave(self, peer: str | None, admission: Admission) -> None:
+    def leave(self, peer: str | None, entry: Entry) -> None:
         """Count a connection out again, of which enter() had said this."""
-        if admission == "admitted":
+        if entry == "admitted":
             self._admitted -= 1
             if address := self._counted_as(peer):
                 self._from[address] -= 1
                 if not self._from[address]:
                     del self._from[address]
-        elif admission != "closed":
+        elif entry != "closed":
             self._surplus -= 1
 
-    def refusal(self, admission: Admission) -> Refused | None:
+    def refusal(self, entry: Entry) -> Refused | None:
         """Why every request of a connection is refused; None if it is not."""
-        if admission == "admitted":
+        if entry == "admitted":
             return None
-        if admission == "connections":
+        if entry == "connections":
             message = "too many connections (server.max_connections): ask again later"
-            return Refused(503, message, headers=RETRY_AFTER, close=True, reason=admission)
+            return Refused(503, message, headers=RETRY_AFTER, close=True, reason=entry)
         return Refused(
             429,
             f"more than {self._most_per_address} connections from one address "

@@ -8,8 +8,8 @@ from collections.abc import Container
 from functools import lru_cache
 from typing import Protocol
 
-MAX_SIZE = 64 * 1024  # bytes of head and body together
-MAX_HEAD = 1024  # bytes of the head alone, since its fields are remembered
+MAX_PLAIN_SIZE = 64 * 1024  # bytes of head and body together
+MAX_PLAIN_HEAD = 1024  # bytes of the head alone, since its fields are remembered
 _PLAIN_FIELDS = frozenset(
     {b"accept", b"accept-encoding", b"accept-language", b"connection", b"content-length", b"content-type"}
     | {b"host", b"user-agent"}

@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from core.errors import Refused
-from core.events.replay import HEADERS, QUERY_KEYS, ReplayRequest, replay_request
+from core.events.replay import REPLAY_HEADERS, REPLAY_KEYS, ReplayRequest, replay_request
 from core.events.subscription import Subscription, parse_subscription
 from core.http.connection import connection_of, is_spoken
 from core.http.heads import MAX_HEAD, head_too_large
@@ -81,9 +81,9 @@ def read_subscription(request: web.BaseRequest, latest: float) -> tuple[Subscrip
     if request.rel_url.raw_query_string.count("&") >= MOST_QUERY_KEYS:
         raise Refused(400, f"there are more than {MOST_QUERY_KEYS} keys in the query")
     subscription = parse_subscription(request.rel_url.raw_path)
-    only_known(request.query, QUERY_KEYS)
-    only_one(request.query, *QUERY_KEYS)
-    only_one(request.headers, *HEADERS)
+    only_known(request.query, REPLAY_KEYS)
+    only_one(request.query, *REPLAY_KEYS)
+    only_one(request.headers, *REPLAY_HEADERS)
     return subscription, replay_request(request.headers, request.query, max(time.time(), latest))
 
 

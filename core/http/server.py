@@ -25,19 +25,19 @@ from core.http.connection import (
     IDLE_TIMEOUT,
     LINGER,
     Connection,
-    RequestHandler,
+    Responder,
     connection_of,
     shown_path,
 )
 from core.http.heads import MAX_FIELD, MAX_FIELDS, MAX_TARGET
-from core.http.limits import SURPLUS_TIMEOUT, Admission, Connections, room_for_connections
+from core.http.limits import SURPLUS_TIMEOUT, Connections, Entry, room_for_connections
 from core.http.unix_socket import UnixSocket
 from core.settings import UNIX, ServerConfig
 from core.trouble import Trouble
 
 log = logging.getLogger("pypubsub")
 
-BACKLOG = 1024  # connections waiting to be accepted: after a restart everybody comes back at once
+ACCEPT_QUEUE = 1024  # connections waiting to be accepted: after a restart everybody comes back at once
 AT_ONCE = 64  # connections that are accepted in one turn of the loop: events have their turn between
 PAUSE = 0.05  # seconds until it is tried again, where nothing more can be accepted
 QUIET = 10.0  # seconds between two lines about that, which clients can bring about
@@ -58,7 +58,7 @@ class AccessLog(AbstractAccessLogger):
 class HttpServer(web.Server):
     """aiohttp's low-level server (every path is a topic: there is nothing to route), with our Connection."""
 
-    def __init__(self, handler: RequestHandler, settings: ServerConfig, files_of_others: int) -> None:
+    def __init__(self, handler: Responder, settings: ServerConfig, files_of_others: int) -> None:
         """files_of_others: open files that the server must leave to connections that plugins make."""
         super().__init__(handler.handle, handler_cancellation=True)  # so a disconnect is noticed at once
         self._handler = handler
@@ -69,14 +69,14 @@ class HttpServer(web.Server):
             Networks(settings.trusted_proxies),
         )
 
-    def connection(self, peer: str | None, admission: Admission) -> Connection:
+    def connection(self, peer: str | None, entry: Entry) -> Connection:
         """A new connection, which has been counted; it is opened by giving it to the event loop."""
         return Connection(
             self,
             self._handler,
             self.limits,
             peer,
-            admission,
+            entry,
             self._settings.head_timeout,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=IDLE_TIMEOUT,
@@ -96,13 +96,13 @@ class HttpServer(web.Server):
         self.pre_shutdown()
         await self.shutdown(within)
 
-    def turned_away(self, peer: str | None, admission: Admission) -> None:
+    def turned_away(self, peer: str | None, entry: Entry) -> None:
         """Count and log a connection that is closed without an answer."""
-        if refused := self.limits.refusal(admission):
+        if refused := self.limits.refusal(entry):
             self._handler.note_refusal(refused, "a connection, without an answer,", peer)
 
 
-class Listeners:
+class ListeningSockets:
     """All sockets that listen, and the connections over them that are not open yet.
 
     http: what serves the connections.
@@ -152,7 +152,7 @@ class Listeners:
 
     def listen_unix(self, path: Path) -> None:
         """Listen on a socket in the file system. Raises StartError."""
-        unix_socket = UnixSocket(path, BACKLOG)
+        unix_socket = UnixSocket(path, ACCEPT_QUEUE)
         self._unix.append(unix_socket)
         self._listen(unix_socket.listening, None)
         log.info("PyPubSub %s serves unix:%s", __version__, path)
@@ -209,26 +209,26 @@ class Listeners:
 
     def _take(self, accepted: socket.socket, peer: str | None, context: CurrentContext | None) -> None:
         """Count a connection, and have it opened."""
-        admission = self._http.limits.enter(peer)
-        if admission == "closed":
+        entry = self._http.limits.enter(peer)
+        if entry == "closed":
             accepted.close()
-            self._http.turned_away(peer, admission)
+            self._http.turned_away(peer, entry)
             return
-        opening = self._loop.create_task(self._open(accepted, peer, admission, context and context()))
+        opening = self._loop.create_task(self._open(accepted, peer, entry, context and context()))
         under_way = self._opening if context is None else self._handshakes
         under_way.add(opening)
         opening.add_done_callback(under_way.discard)
 
     async def _open(
-        self, accepted: socket.socket, peer: str | None, admission: Admission, context: ssl.SSLContext | None
+        self, accepted: socket.socket, peer: str | None, entry: Entry, context: ssl.SSLContext | None
     ) -> None:
         """Have the event loop open a connection, over TLS with its handshake, and close it in the end."""
-        connection = self._http.connection(peer, admission)
+        connection = self._http.connection(peer, entry)
         connect = partial(self._loop.connect_accepted_socket, lambda: connection, accepted)
         try:
             if context is None:
                 await connect()
-            elif admission == "admitted":
+            elif entry == "admitted":
                 await connect(ssl=context, ssl_handshake_timeout=self._handshake_timeout)
             else:
                 await connect(
@@ -238,7 +238,7 @@ class Listeners:
             log.debug("a connection from %s was not opened: %s", peer, error)
         finally:
             if not connection.opened:
-                self._http.limits.leave(peer, admission)
+                self._http.limits.leave(peer, entry)
 
 
 async def tcp_sockets(host: str, port: int, *, ipv4_too: bool) -> list[socket.socket]:
@@ -263,7 +263,7 @@ async def tcp_sockets(host: str, port: int, *, ipv4_too: bool) -> list[socket.so
             if family == socket.AF_INET6:
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not ipv4_too))
             listening.bind(address)
-            listening.listen(BACKLOG)
+            listening.listen(ACCEPT_QUEUE)
     except BaseException:
         for listening in sockets:
             listening.close()

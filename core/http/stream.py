@@ -8,7 +8,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Coroutine
 
-from core.http.limits import Admission, Connections
+from core.http.limits import Connections, Entry
 
 _TIME_TO_RESET = 1.0  # seconds
 
@@ -17,20 +17,18 @@ class Stream(asyncio.Protocol):
     """A subscriber's connection: whether it takes more (backpressure), and that it is gone.
 
     asyncio tells of that. What the subscriber sends is dropped.
-    limits, peer, admission: where the connection counts, and as what, until it is gone.
+    limits, peer, entry: where the connection counts, and as what, until it is gone.
     writing_paused: whether the kernel takes no more even now.
     """
 
-    __slots__ = ("_admission", "_drained", "_limits", "_peer", "_task", "on_lost", "writing_paused")
+    __slots__ = ("_drained", "_entry", "_limits", "_peer", "_task", "on_lost", "writing_paused")
 
-    def __init__(
-        self, limits: Connections, peer: str | None, admission: Admission, *, writing_paused: bool
-    ) -> None:
+    def __init__(self, limits: Connections, peer: str | None, entry: Entry, *, writing_paused: bool) -> None:
         self.writing_paused = writing_paused
         self.on_lost: Callable[[], None] | None = None  # called before the socket is closed
         self._limits = limits
         self._peer = peer
-        self._admission = admission
+        self._entry = entry
         self._drained: asyncio.Future[None] | None = None  # while drain() waits
         self._task: asyncio.Task[None] | None = None
 
@@ -67,7 +65,7 @@ class Stream(asyncio.Protocol):
         if self.on_lost:
             self.on_lost()
             self.on_lost = None
-        self._limits.leave(self._peer, self._admission)
+        self._limits.leave(self._peer, self._entry)
         if self._task:
             self._task.cancel()
             self._task = None
