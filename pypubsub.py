@@ -2,9 +2,9 @@
 """The PyPubSub server: its parts, a day of its life, and the command line.
 
 The file goes by the order of a day: start, publish, subscribe, reload, stop. An event comes in by _publish():
-who asks, what they send, the store. It goes out by _subscribe(): what is asked for, the stream's head, then
-the subscriber serves itself until it is gone. What both need lives in core/, and what hangs off the server in
-plugins/.
+who asks, what they send, the store; nearly all, which are plain, by publish_at_once(). It goes out by
+_subscribe(): what is asked for, the stream's head, then the subscriber serves itself until it is gone. What
+both need lives in core/, and what hangs off the server in plugins/.
 """
 
 from core.signals import hold_back_reloads, take_signals
@@ -74,7 +74,7 @@ class Server:
         self._stop = asyncio.Event()
         self._fanout = Fanout(backlog=False)
         self._plugins = plugins_of(self)
-        (self._store,) = (plugin for plugin in self._plugins if isinstance(plugin, Store))
+        self._store = self._only_store()
         self._fanout.backlog = self._store.can_be_read
         self._fanout.listeners = [plugin for plugin in self._plugins if isinstance(plugin, Listener)]
         self.intake = Intake(self._store, self._fanout, config.server.idempotency_window)
@@ -97,6 +97,15 @@ class Server:
     def outlet(self) -> Fanout:
         """Where the store delivers events."""
         return self._fanout
+
+    def _only_store(self) -> Store:
+        """Raises ConfigError if there is another one, or none."""
+        stores = [plugin for plugin in self._plugins if isinstance(plugin, Store)]
+        if len(stores) != 1:
+            raise ConfigError(
+                [f"{self.config.path}: expected one plugin that stores events, got {len(stores)}"]
+            )
+        return stores[0]
 
     @property
     def _sources(self) -> list[Source]:
@@ -259,7 +268,7 @@ class Server:
         self._publishing += 1
         try:
             path = parse_publish_path(request.rel_url.raw_path)
-            self._answers.requests -= path.private
+            self._answers.requests -= path.private  # handle() has counted it, and it must not show
             only_one(request.headers, "Idempotency-Key")
             asker, certificate = self._asker(request), request.get_extra_info("peercert")
             publisher, login = await self._access.authorize(asker, request.headers, certificate, path)
@@ -459,26 +468,32 @@ class Server:
         self._stop.set()
 
     async def _drain(self, listeners: ListeningSockets, sources: list[asyncio.Task[None]]) -> None:
-        """Stop accepting, let publishes under way end, send what is queued, close the streams."""
+        """Stop accepting, let publishes under way end, send what is queued, close the streams.
+
+        Publishers have until half of drain_timeout has passed, the store until three quarters, and readers
+        the rest: so a publisher who never ends costs no event its place in the store, and no stream its end.
+        """
+        loop = asyncio.get_running_loop()
+        begun, timeout = loop.time(), self.config.server.drain_timeout
+        stored_by, end = begun + timeout * 3 / 4, begun + timeout
         await listeners.stop()
-        half = self.config.server.drain_timeout / 2  # a publisher who never ends costs no stream its end
         for source in sources:
             source.cancel()  # which ends when what it has under way is stored and deleted
         if not self._publishing:
             self._no_publishing.set()
         published = asyncio.create_task(self._no_publishing.wait(), name="wait for publishes")
-        await asyncio.wait([published, *sources], timeout=half)
+        await asyncio.wait([published, *sources], timeout=timeout / 2)
         published.cancel()
         if self._publishing:
             log.warning("%d publishes did not end in time and are cut off", self._publishing)
-        await self.intake.drain(half)
+        await self.intake.drain(stored_by - loop.time())
         try:
-            async with asyncio.timeout(half):
+            async with asyncio.timeout_at(stored_by):
                 await self._store.flush()
         except TimeoutError:
             log.warning("the backlog could not be written in time: the last events are not stored")
         self._fanout.flush()
-        await self._end_streams(half)
+        await self._end_streams(end - loop.time())
 
     async def _end_streams(self, patience: float) -> None:
         """Close all streams, once what waits for their readers is read, or so many seconds have passed."""

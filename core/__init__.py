@@ -67,7 +67,6 @@ below all of them
     trouble                 what the log says of something that fails again and again
     expiring                a table that forgets
     logs                    the log, which waits for nobody who should read it
-    log_line                a line of the log stays one line
     signals                 what asks for a stop or a reload, passed on to the event loop
     standard_files          the descriptors 0, 1 and 2
 
@@ -79,7 +78,9 @@ Words that have one meaning here:
     position      the place in the order of all events: a number that only grows, private and public together
     cursor        a position as clients see it: a UUID (version 7) whose first 60 bits it is
     path          where an event is published: /fruits/apples; its *topics* are fruits and apples
-    batch         topics that an event must have all of; a *subscription* is met by any one of its batches
+    alternative   topics that an event must have all of; a *subscription* is met by any of its alternatives
+    batch         events that are brought together, and follow one another with nothing in between
+    segment       topics of private events that a user may read: of those that have all of them
     private       an event whose path begins with /private: only who may read it learns that it exists
     line, frame   an event as JSON on one line; the same as bytes on the wire, in one of the *wire forms*
     channel       the subscribers of the same subscription, rights and wire form, who get the same bytes

@@ -1,8 +1,8 @@
 """What this process has done since its start, counted where it happens.
 
 A process runs one server, so there is one object, and no question whether anybody reads it: an addition costs
-less than the question. All numbers only grow. Words are a fixed few, never what a client has sent. Times are
-nanoseconds, as integers.
+less than the question. A stop tells a few of the numbers; most are there for a plugin to show. All of them
+only grow. Words are a fixed few, never what a client has sent. Times are nanoseconds, as integers.
 """
 
 from collections import Counter, defaultdict

@@ -92,8 +92,3 @@ class Expiring(Generic[K, V]):
         now = self._clock()
         self._forget_old(now)
         self._expect_end(now)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        while self._entries:
-            self.forget(next(iter(self._entries)))

@@ -2,6 +2,8 @@
 
 Everything that is written to sys.stderr goes this way, tracebacks and Python's own warnings as well. logging
 has a handler with a queue, but that one is for logging alone, and waits for its reader when it is stopped.
+
+A line of it stays one line, whatever others put into it: names, paths, what a directory answers.
 """
 
 import atexit
@@ -11,16 +13,47 @@ import os
 import select
 import sys
 import threading
+from types import TracebackType
 
-from core.log_line import LineFormatter
 from core.signals import start_deaf_thread
 
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 MAX_WAITING = 1024**2  # characters that wait to be written; of more, lines are left out, and counted
 LAST_LINES = 1.0  # seconds that the end of the process waits for its last lines to be written
 STDERR = 2
-FORMATTER = LineFormatter()
 
 log = logging.getLogger("pypubsub")
+
+
+def printable(text: str) -> str:
+    """The text with what would break or bend a line, such as U+2028 and U+202E, as an escape of Python's."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
+
+
+class LineFormatter(logging.Formatter):
+    """A record as one line, and below it the traceback if there is one."""
+
+    def __init__(self) -> None:
+        super().__init__(_FORMAT)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line."""
+        return printable(super().formatMessage(record))
+
+    def formatException(  # noqa: N802
+        self,
+        ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None],
+    ) -> str:
+        """The traceback, which holds what others sent if an error's message does."""
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
+
+
+FORMATTER = LineFormatter()
 
 
 class Stderr(io.TextIOBase):
@@ -51,11 +84,11 @@ class Stderr(io.TextIOBase):
         return len(text)
 
     def writable(self) -> bool:
-        """As every file says."""
+        """True: it can be written to."""
         return True
 
     def fileno(self) -> int:
-        """Of what it is written to."""
+        """The descriptor of the real stderr."""
         return STDERR
 
     def flush(self) -> None:

@@ -50,7 +50,7 @@ async def test_a_head_that_grows_without_end_is_too_large() -> None:
     while not watch.add(part):
         parts += 1
     assert (parts - 1) * len(part) <= heads.MOST_OF_A_HEAD < parts * len(part)
-    assert watch.end == b"x" * heads.END_SHOWN
+    assert watch.end == b"x" * heads.TAIL_KEPT
     watch.stop()
     assert (watch.size, watch.end) == (0, b"")
     watch.stop()  # as often as one likes

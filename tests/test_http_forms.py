@@ -11,7 +11,7 @@ import pytest
 
 from core.errors import Refused
 from core.http.requests import inflate
-from core.log_line import printable
+from core.logs import printable
 from daemon import Daemon, StartDaemon, basic
 from wire import CURSOR, answer_head
 

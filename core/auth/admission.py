@@ -17,7 +17,7 @@ from core.settings import UNIX, Config
 
 
 class Headers(web_pages.Headers, Protocol):
-    """The same, some of which may be there several times."""
+    """A request's header fields, some of which may be there several times."""
 
     def __contains__(self, name: object, /) -> bool: ...
 
@@ -33,7 +33,7 @@ class Asker(NamedTuple):
 
     @property
     def shown(self) -> str | None:
-        """For the log."""
+        """The address as the log shows it, and the proxy that it came by."""
         if self.address == self.peer:
             return self.peer
         return f"{self.address or 'an unknown address'} via {self.peer}"

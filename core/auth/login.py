@@ -1,6 +1,6 @@
 """Who somebody is: credentials, what a provider of users answers to them, and for how long that holds.
 
-Providers are the ACL file and the directory (plugins/acl/provider.py, plugins/ldap/directory.py).
+Providers are plugins.
 """
 
 import base64

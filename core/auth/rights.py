@@ -55,7 +55,6 @@ def private_alternatives(subscription: Subscription, readable: frozenset[Segment
     """
     if len(subscription.alternatives) * len(readable) > MOST_FILED:
         return readable
-    wanted = {
-        alternative - {PRIVATE} for alternative in subscription.alternatives
-    }  # which every private event meets
+    # without `private`, which every private event has
+    wanted = {alternative - {PRIVATE} for alternative in subscription.alternatives}
     return frozenset(alternative | segment for alternative in wanted for segment in readable)

@@ -29,7 +29,7 @@ class Grants(Section):
 
     @property
     def rights(self) -> Rights:
-        """The same as one object."""
+        """What is granted here, as Rights."""
         readable: set[Segment] = {frozenset(topics) or EVERY_EVENT for topics in self.acl.values()}
         return Rights(frozenset(readable), frozenset(self.topics))
 

@@ -243,4 +243,4 @@ class Follower:
 
     async def _give_up(self, reason: str) -> NoReturn:
         self._subscriber.drop("backlog", reason)
-        await self._subscriber.gone()
+        await self._subscriber.until_gone()

@@ -237,7 +237,7 @@ class Fanout:
                 self._end_waiting()
         for subscriber in waiting:
             if reason := subscriber.overflow():
-                self._overflow(subscriber, channel.round.end, reason)
+                self._fall_behind_or_drop(subscriber, channel.round.end, reason)
         return count
 
     def _end_waiting(self) -> None:
@@ -246,7 +246,7 @@ class Fanout:
                 waiting.set_result(None)
         self._waiting.clear()
 
-    def _overflow(self, subscriber: Subscriber, after: int, reason: str) -> None:
+    def _fall_behind_or_drop(self, subscriber: Subscriber, after: int, reason: str) -> None:
         if self.backlog:
             self._leave(subscriber)
             self._reading.add(subscriber)

@@ -231,13 +231,13 @@ class Subscriber:
                 self._over_since = math.inf
         if self.end_reason is not None:
             self._close()
-            await self.gone()
+            await self.until_gone()
         self._queue = None
         if self._full.done():
             self._full = asyncio.get_running_loop().create_future()
             self.free = self._descriptor
 
-    async def gone(self) -> NoReturn:
+    async def until_gone(self) -> NoReturn:
         """Wait for the end of the connection, at which the task that serves it is cancelled."""
         while True:
             await asyncio.get_running_loop().create_future()

@@ -3,7 +3,7 @@
 A line is JSON and its newline, as bytes. Clients in the field parse chunk by chunk, so a line is exactly one
 HTTP chunk, however many chunks one write carries.
 
-A further form is a class like Wire in a file of its own, and a line in FORMS.
+CONTRIBUTING.md says how to add a form.
 """
 
 from typing import NamedTuple, Protocol
@@ -28,6 +28,11 @@ class Wire(Protocol):
         """What ends a stream that this side closes, after its last frame; b"" for nothing."""
 
 
+def chunk(data: bytes) -> bytes:
+    """Bytes as one chunk of a body (RFC 9112 section 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
 class JsonLines:
     """An object on each line: an event, or a ping, which every client tells by its one key `stillalive`.
 
@@ -42,16 +47,16 @@ class JsonLines:
         self._terminator = b"\0" if nul_terminated else b""
 
     def event(self, line: bytes) -> bytes:
-        """The line, as one chunk (RFC 9112 section 7.1) where there are chunks."""
+        """The line, as one chunk where there are chunks."""
         line += self._terminator
-        return b"%x\r\n%b\r\n" % (len(line), line) if self._chunks else line
+        return chunk(line) if self._chunks else line
 
     def ping(self, now: float) -> bytes:
         """A line that holds the time. now: Unix seconds."""
         return self.event(b'{"stillalive": %a}\n' % now)  # as json.dumps() writes it, in a fifth of the time
 
     def end(self) -> bytes:
-        """Nothing, not even the closing chunk: deployed readers reconnect after an early end, and give up
+        """b"", without even the closing chunk: deployed readers reconnect after an early end, and give up
         after a clean one.
         """
         return b""

@@ -41,7 +41,7 @@ def parse_ndjson(body: bytes, path: PublishPath, max_line_size: int) -> Iterator
 
 
 async def parse_ndjson_in_slices(body: bytes, path: PublishPath, max_line_size: int, most: int) -> list[str]:
-    """The same as a list, while others have their turns. Raises Refused, and then none is to be published.
+    """The openings of such a body as a list, while others have their turns. Raises Refused.
 
     most: bytes that the openings may have together, each of which repeats the path.
     """

@@ -43,7 +43,7 @@ class Stamps:
     """Makes stamps, each after the one before.
 
     When the wall clock is set back, time goes on at the pace of the monotonic clock from where it was: of the
-    one that goes on while the machine is suspended, as plugins.backlog.ages expects of stamps.
+    one that goes on while the machine is suspended, as who judges age by stamps expects.
     wall, monotonic: clocks in nanoseconds.
     """
 

@@ -61,7 +61,7 @@ class Intake:
             "timestamps and cursors are those of the clock again",
         )
         self._replies: ReplyCache[asyncio.Future[Accepted]] = ReplyCache(idempotency_window)
-        self._gone: list[bytes] = []  # answers that had to make room: their names, for the store
+        self._forgotten: list[bytes] = []  # answers that had to make room: their names, for the store
 
     async def open(self) -> None:
         """Open the store, and remember what it remembers. Raises StartError."""
@@ -69,7 +69,7 @@ class Intake:
         for key, accepted, age in self._store.remembered():
             answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
             answer.set_result(accepted)
-            self._gone += self._replies.remember(key, answer, age)
+            self._forgotten += self._replies.remember(key, answer, age)
         self.watch_clock()
 
     def watch_clock(self) -> None:
@@ -121,7 +121,7 @@ class Intake:
             answer.add_done_callback(self._under_way.pop)
         if key:
             # not forgotten before it is there
-            self._gone += self._replies.remember(key, answer, age=-math.inf)
+            self._forgotten += self._replies.remember(key, answer, age=-math.inf)
         self._when_answered(key, answer)
         return Taken(answer, replayed=False)
 
@@ -157,13 +157,13 @@ class Intake:
         if key and refused:
             self._replies.forget(key, answer)
         elif key:
-            self._gone += self._replies.remember(key, answer)  # the window begins with the answer
+            self._forgotten += self._replies.remember(key, answer)  # the window begins with the answer
 
     def _append(
         self, drafts: Sequence[Draft], key: IdempotencyKey | None = None, items: Sequence[QueueItem] = ()
     ) -> asyncio.Future[Accepted]:
-        gone, self._gone = self._gone, []
-        return self._store.append(drafts, key, items, gone)
+        forgotten, self._forgotten = self._forgotten, []
+        return self._store.append(drafts, key, items, forgotten)
 
 
 def _count(answer: asyncio.Future[Accepted]) -> None:

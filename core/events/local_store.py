@@ -61,7 +61,7 @@ class LocalStore(ABC):
         if self._batches:
             await asyncio.wait(self._batches)
 
-    async def settle(self, position: int, *, private: bool) -> None:  # noqa: B027 (not abstract: see below)
+    async def settle(self, position: int, *, private: bool) -> None:  # noqa: B027 (not abstract: see the class)
         """Wait until what was appended has been delivered: a store in memory does that at once."""
 
     # The order of events
@@ -88,18 +88,20 @@ class LocalStore(ABC):
         drafts: Sequence[Draft],
         key: IdempotencyKey | None = None,
         items: Sequence[QueueItem] = (),
-        gone: Sequence[bytes] = (),
+        forgotten: Sequence[bytes] = (),
     ) -> asyncio.Future[Accepted]:
         """Stamp events, and take them: at once, or a long batch in portions."""
         if len(drafts) == 1 and self.stamps_at_once:
             ((path, opening),) = drafts  # most often; a list would take longer than the stamp
-            return self._take((Event(path, opening, self._stamps.next()),), key, items, gone)
+            return self._take((Event(path, opening, self._stamps.next()),), key, items, forgotten)
         if len(drafts) > PORTION or not self.stamps_at_once:
-            batch = asyncio.create_task(self._append_batch(drafts, key, items, gone), name="publish a batch")
+            batch = asyncio.create_task(
+                self._append_batch(drafts, key, items, forgotten), name="publish a batch"
+            )
             self._batches.add(batch)
             batch.add_done_callback(self._batches.discard)
             return batch
-        return self._take(self._stamped(drafts), key, items, gone)
+        return self._take(self._stamped(drafts), key, items, forgotten)
 
     def _stamped(self, drafts: Sequence[Draft]) -> list[Event]:
         return [Event(path, opening, self._stamps.next()) for path, opening in drafts]
@@ -109,7 +111,7 @@ class LocalStore(ABC):
         drafts: Sequence[Draft],
         key: IdempotencyKey | None,
         items: Sequence[QueueItem],
-        gone: Sequence[bytes],
+        forgotten: Sequence[bytes],
     ) -> Accepted:
         """Take many events. Other requests have their turn meanwhile, but no event comes in between."""
         async with self._stamping:
@@ -129,7 +131,7 @@ class LocalStore(ABC):
                         await self._take(portion, None, (), ())
                 if not self.durable:
                     return Accepted(portion[-1].stamp, len(drafts))
-                taken = self._take(events, key, items, gone)
+                taken = self._take(events, key, items, forgotten)
             finally:
                 self.stamps_at_once, self._stamping_private = True, False
         return await taken  # beside others, who share the write
@@ -140,6 +142,6 @@ class LocalStore(ABC):
         events: Sequence[Event],
         key: IdempotencyKey | None,
         items: Sequence[QueueItem],
-        gone: Sequence[bytes],
+        forgotten: Sequence[bytes],
     ) -> asyncio.Future[Accepted]:
         """What becomes of stamped events: as append() says of drafts."""

@@ -113,14 +113,14 @@ class Store(Protocol):
         drafts: Sequence[Draft],
         key: IdempotencyKey | None = None,
         items: Sequence[QueueItem] = (),
-        gone: Sequence[bytes] = (),
+        forgotten: Sequence[bytes] = (),
     ) -> asyncio.Future[Accepted]:
         """Stamp events, at least one, in order, and take them. The future is done when they are delivered.
 
         Events that are appended together follow one another: no other event comes in between.
         Its exception is Refused(503) if they could not be stored; nothing was delivered then.
         key, items: remember the answer, or where the events came from, together with the events.
-        gone: names of answers (IdempotencyKey.name) that need not be remembered any longer.
+        forgotten: names of answers (IdempotencyKey.name) that need not be remembered any longer.
         """
 
     async def settle(self, position: int, *, private: bool) -> None:

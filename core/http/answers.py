@@ -117,7 +117,7 @@ class Answers:
         return response
 
     def plain_response(self, accepted: Accepted) -> bytes:
-        """The same, as bytes, for a plain publish (core.http.plain_publish)."""
+        """The answer to a plain publish, head and body as bytes (core.http.plain_publish)."""
         opening = _opening(bool(self._settings.cors_origins), int(time.time()))
         return (
             f"{opening}X-Subscribers: {len(self._subscribers)}\r\nX-Requests: {self.requests}\r\n"

@@ -13,7 +13,7 @@ MAX_FIELD = 8192  # bytes of a header field; not MAX_TARGET, by which malformed(
 MAX_FIELDS = 128  # header fields
 MAX_HEAD = 64 * 1024  # bytes of all header fields together
 MOST_OF_A_HEAD = 2 * MAX_HEAD  # bytes that are read: with the target, and what is between the fields
-END_SHOWN = 10  # bytes of a head's beginning that are kept, to be looked at with what comes next
+TAIL_KEPT = 10  # the last bytes of an incomplete head that are kept, to be looked at with what comes next
 HEAD_TOO_LARGE = "head_too_large"  # a reason to count by
 
 
@@ -47,7 +47,7 @@ class HeadWatch:
     def add(self, data: bytes) -> bool:
         """Count in a part of a head. Whether it is too large by now."""
         self.size += len(data)
-        self.end = data[-END_SHOWN:]
+        self.end = (self.end + data)[-TAIL_KEPT:]
         return self.size > MOST_OF_A_HEAD
 
     def stop(self) -> None:

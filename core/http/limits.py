@@ -23,7 +23,7 @@ SURPLUS_TIMEOUT = 2.0  # seconds that a surplus connection has for its request's
 # backlog; for a while the ACL file, those of TLS, the resolver's, 4 connections to a directory
 FILES_OF_OUR_OWN = 48
 
-# the verdict on a new connection: it is served; it is surplus, and of which limit; it is beyond that as well
+# what becomes of a new connection: it is served; it is surplus, and of which limit; it is beyond that as well
 Entry = Literal["admitted", "connections", "connections_per_address", "closed"]
 
 

@@ -28,7 +28,7 @@ class Tls:
         self._context: ssl.SSLContext | None = None
 
     def context(self) -> ssl.SSLContext | None:
-        """As it was loaded last; None if TLS is off, or before load()."""
+        """The TLS context that was loaded last; None if TLS is off, or before load()."""
         return self._context
 
     def check(self) -> None:

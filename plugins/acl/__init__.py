@@ -1,8 +1,10 @@
 """The ACL file: users, and what they may see and say.
 
-provider    who is one of its users, and what they may see and say by now
-users       the file, read
-passwords   its passwords, plain and hashed
+Its parts:
+
+    provider    who is one of its users, and what they may see and say by now
+    users       the file, read
+    passwords   its passwords, plain and hashed
 """
 
 from plugins import Host, Plugin

@@ -40,7 +40,7 @@ class Verifier:
         self._line = FairLine(_VERIFYING, _KEPT)
 
     async def verify(self, stored: str, claimed: str, credentials: Credentials) -> bool:
-        """As is_password(). credentials: of who has to wait for it. Raises Unanswered."""
+        """Whether a password is right, found out in a thread. credentials: who waits. Raises Unanswered."""
         try:
             await self._line.wait(credentials.networks, first=credentials.recognised, patience=PATIENCE)
         except TimeoutError:

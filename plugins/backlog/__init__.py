@@ -1,11 +1,18 @@
 """The newest events, kept in memory or in a file, for subscribers who were away or have fallen behind.
 
-settings     its section of pypubsub.yaml
-memory       the backlog in memory
-file         the backlog in a file: what is stored when, and what is read from where
-database     that file, an SQLite database
-import_0_7   the file of PyPubSub 0.7, turned into such a one
-ages         how old events are, by a clock that nobody sets
+Its parts:
+
+    settings     its section of pypubsub.yaml
+    unstored     the store where no backlog is asked for
+    memory       the backlog in memory
+    recent       the newest events in memory, public or private ones
+    ages         how old events are, by a clock that nobody sets
+    file         the backlog in a file: what is stored when, and what is read from where
+    database     that file, an SQLite database: its events, and what it knows of itself
+    remembered   the answers and the items of queues that are in it
+    schema       its tables
+    sqlite_file  its connections, their transactions, and SQLite's log (-wal)
+    import_0_7   the file of PyPubSub 0.7, turned into such a one
 """
 
 from pathlib import Path

@@ -39,14 +39,14 @@ SELECT min(position) FROM (
 class Write(NamedTuple):
     """Events to be stored together, and what is to be remembered with them: an answer, or their items.
 
-    gone: answers that are not to be remembered any longer, by IdempotencyKey.name.
+    forgotten: answers that are not to be remembered any longer, by IdempotencyKey.name.
     """
 
     events: Sequence[Event]
     key: IdempotencyKey | None
     accepted: Accepted
     items: Sequence[QueueItem] = ()
-    gone: Sequence[bytes] = ()
+    forgotten: Sequence[bytes] = ()
 
 
 class Life(NamedTuple):
@@ -160,7 +160,7 @@ class BacklogFile(SqliteFile):
     # Writing
 
     def keep_clock(self, clock: Clock, ages: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-        """Keep both for a later life."""
+        """Keep the clock, and what was stamped when, for a later life."""
         with self._transaction() as connection:
             connection.execute("DELETE FROM clock")
             connection.execute("INSERT INTO clock VALUES (?, ?, ?)", clock)
@@ -200,11 +200,11 @@ class BacklogFile(SqliteFile):
         """Keep answers, and let go of others, in the order of the writes: one that made room may be back."""
         answers: dict[bytes, tuple[IdempotencyKey, Accepted]] = {}  # by name
         for write in writes:
-            for name in write.gone:
+            for name in write.forgotten:
                 answers.pop(name, None)
             if write.key and self._window:
                 answers[write.key.name] = write.key, write.accepted
-        remembered.let_go_of_answers(connection, (name for write in writes for name in write.gone))
+        remembered.let_go_of_answers(connection, (name for write in writes for name in write.forgotten))
         remembered.keep_answers(connection, answers.values(), now)
 
     def reserve(self, position: int) -> None:

@@ -201,7 +201,8 @@ class StoredBacklog(Backlog):
 
     def _under_way(self, *, private: bool) -> list[asyncio.Future[Accepted]]:
         """The last of what was appended, of each kind that a subscriber may see, while it is not stored."""
-        return [done for kind, done in self._appended.items() if kind <= private and not done.done()]
+        seen = (done for is_private, done in self._appended.items() if private or not is_private)
+        return [done for done in seen if not done.done()]
 
     async def stop(self) -> None:
         """Close the file."""
@@ -226,11 +227,11 @@ class StoredBacklog(Backlog):
         events: Sequence[Event],
         key: IdempotencyKey | None,
         items: Sequence[QueueItem],
-        gone: Sequence[bytes],
+        forgotten: Sequence[bytes],
     ) -> asyncio.Future[Accepted]:
         """Have events stored, and then delivered."""
         done: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-        write = Write(events, key, Accepted(events[-1].stamp, len(events)), items, gone)
+        write = Write(events, key, Accepted(events[-1].stamp, len(events)), items, forgotten)
         size = 0
         for event in events:
             size += len(event.line)

@@ -129,7 +129,7 @@ class Backlog(LocalStore, Plugin):
         events: Sequence[Event],
         key: IdempotencyKey | None,  # noqa: ARG002
         items: Sequence[QueueItem],  # noqa: ARG002
-        gone: Sequence[bytes],  # noqa: ARG002
+        forgotten: Sequence[bytes],  # noqa: ARG002
     ) -> asyncio.Future[Accepted]:
         """Keep events, and deliver them."""
         for event in events:

@@ -26,9 +26,9 @@ class Unstored(LocalStore, Plugin):
         events: Sequence[Event],
         key: IdempotencyKey | None,  # noqa: ARG002
         items: Sequence[QueueItem],  # noqa: ARG002
-        gone: Sequence[bytes],  # noqa: ARG002
+        forgotten: Sequence[bytes],  # noqa: ARG002
     ) -> asyncio.Future[Accepted]:
-        """Deliver them."""
+        """Deliver events, and keep none."""
         for event in events:
             self._outlet.deliver(event)
         return delivered(events)

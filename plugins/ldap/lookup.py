@@ -175,11 +175,11 @@ class _BoundedSocket:
         return received
 
     def shutdown(self, how: int) -> None:
-        """As of a socket."""
+        """Shut the socket down, as socket.shutdown()."""
         self.inner.shutdown(how)
 
     def close(self) -> None:
-        """As of a socket."""
+        """Close the socket."""
         self.inner.close()
 
 

@@ -50,13 +50,13 @@ class Server:
         return time.monotonic() < self._out_until
 
     def answered(self) -> None:
-        """It has said what it was asked."""
+        """Note that it has said what it was asked."""
         self._answered_at = time.monotonic()
         self._out_until = 0.0
         self._trouble.ended()
 
     def failed(self, outage: Outage, asked_at: float) -> None:
-        """It has not. asked_at: monotonic."""
+        """Note that it has not said what it was asked. asked_at: monotonic."""
         self._trouble.began(outage.reason)
         # if it has answered others since, this user is the trouble, who may be so at will
         if outage.silent and self._answered_at < asked_at:
@@ -118,7 +118,7 @@ class Servers:
         raise failed
 
     async def _wait_for_turn(self, asker: Credentials) -> None:
-        """Raises Crowded."""
+        """Wait for a turn to ask. Raises Crowded."""
         try:
             await self._line.wait(asker.networks, first=asker.recognised, patience=PATIENCE)
         except TimeoutError:

@@ -1,10 +1,12 @@
 """Events from queues of Amazon SQS.
 
-settings   its section of pypubsub.yaml
-source     all queues of the section, as one plugin
-queue      one queue: its items are read, published, and deleted
-client     the calls that read a queue, and what their answers and errors mean
-items      one item of a queue, read as an event
+Its parts:
+
+    settings   its section of pypubsub.yaml
+    source     all queues of the section, as one plugin
+    queue      one queue: its items are read, published, and deleted
+    client     the calls that read a queue, and what their answers and errors mean
+    items      one item of a queue, read as an event
 """
 
 from plugins import Host, Plugin

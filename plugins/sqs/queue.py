@@ -48,7 +48,7 @@ class Backoff:
         return longest * random.uniform(0.5, 1)  # noqa: S311 (nobody gains by guessing it)
 
     def reset(self) -> None:
-        """It worked."""
+        """Begin with the shortest pause again: it worked."""
         self._tries = 0
 
 
