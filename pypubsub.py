@@ -61,7 +61,7 @@ log = logging.getLogger("pypubsub")
 
 MOST_GROWTH = 100  # times max_payload_size that a batch's lines may have, which all hold its path
 END_OF_INPUT = 0.01  # seconds until nc -N, into which requests are piped, has closed its side
-ASKER = "asker"  # what a request keeps of its own, in aiohttp's dictionary for that
+ASKER = web.RequestKey("asker", Asker)  # what a request keeps of its own, in aiohttp's dictionary for that
 
 
 class Server:
@@ -259,8 +259,7 @@ class Server:
         """Where a request comes from. Looked for once a request."""
         if ASKER not in request:
             request[ASKER] = self._access.asker(connection_of(request).peer, request.headers)
-        asker: Asker = request[ASKER]
-        return asker
+        return request[ASKER]
 
     # Publish
 
