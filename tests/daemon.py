@@ -29,6 +29,8 @@ DEFAULT_CONFIG: dict[str, Any] = {
     "server": {"bind": "127.0.0.1", "refusal_delay": 0},
     "clients": {"payloaders": ["127.0.0.1/24", "::1"], "oldschoolers": ["svnwcsub"]},
 }
+# as CI runs it once: what is deprecated, not awaited or not closed is an error, and asyncio looks closely
+STRICT = {"PYTHONWARNINGS": "error", "PYTHONASYNCIODEBUG": "1"}
 
 
 class Answer(NamedTuple):
@@ -63,7 +65,9 @@ class Daemon:
         self.acl_path = directory / "pypubsub_acl.yaml"
         self.config = merged(DEFAULT_CONFIG, config or {})
         self._files = files  # that it may open
-        self.environment: dict[str, str] = {}  # beside that of the tests
+        self.environment = (
+            STRICT.copy() if "PYPUBSUB_STRICT" in os.environ else {}
+        )  # beside that of the tests
         self.cwd = ROOT
         self.command = [sys.executable, "pypubsub.py"]
         self.command += ["--config", str(self.config_path), "--acl", str(self.acl_path)]
@@ -172,9 +176,10 @@ class Daemon:
 
     def _read_log(self, process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
         assert process.stderr is not None
-        for line in process.stderr:
-            self.log.append(line.rstrip())
-            lines.put(line.rstrip())
+        with process.stderr:
+            for line in process.stderr:
+                self.log.append(line.rstrip())
+                lines.put(line.rstrip())
         lines.put(None)
 
     # What clients do
