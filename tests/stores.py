@@ -12,6 +12,10 @@ from plugins.backlog.file import StoredBacklog
 from plugins.backlog.memory import Backlog
 from plugins.backlog.settings import BacklogConfig
 
+SHM = "/dev/shm"  # noqa: S108 (TemporaryDirectory makes a name of its own there)
+# where the files of hundreds of examples are, each of which a disk would keep waiting; None: where others are
+IN_MEMORY = SHM if Path(SHM).is_dir() else None
+
 
 class Delivered(list[Event]):
     """In the place of the fan-out."""

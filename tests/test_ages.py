@@ -15,7 +15,7 @@ from core.events.topics import publish_path
 from plugins.backlog import file as backlog_storage
 from plugins.backlog.memory import Backlog
 from plugins.backlog.settings import BacklogConfig
-from stores import Delivered, running
+from stores import IN_MEMORY, Delivered, running
 
 YEAR = 365.25 * 86_400
 MAX_AGE = 1000
@@ -189,7 +189,7 @@ async def test_what_leaves_is_old(in_file: bool, steps: list[tuple[str, float, f
     lived = 0.0  # seconds, but for those in which the machine is off
     published: dict[int, float] = {}
     async with contextlib.AsyncExitStack() as lives:
-        with TemporaryDirectory() as name:
+        with TemporaryDirectory(dir=IN_MEMORY) as name:
             directory = Path(name) if in_file else None
             life = await lives.enter_async_context(living(world, directory))
             for what, seconds, jump in steps:

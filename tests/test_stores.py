@@ -31,7 +31,7 @@ from plugins.backlog.file import StoredBacklog
 from plugins.backlog.memory import Backlog
 from plugins.backlog.schema import KINDS
 from plugins.backlog.settings import BacklogConfig
-from stores import Delivered, running
+from stores import IN_MEMORY, Delivered, running
 from wire import START_NS
 
 BEGINNING = Mark(1, 0.0)
@@ -111,7 +111,7 @@ def test_what_is_read_is_what_was_published(
     """From any position, with private events and without; or it is said that something is gone."""
 
     async def check() -> None:
-        with TemporaryDirectory() as directory:
+        with TemporaryDirectory(dir=IN_MEMORY) as directory:
             async with living(directory if in_file else None, size, memory=memory) as life:
                 published = [event for paths in batches for event in await life.publish(*paths)]
                 assert life.delivered == published
