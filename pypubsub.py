@@ -164,7 +164,6 @@ class Server:
     async def _open(self, listeners: ListeningSockets) -> None:
         """Start the plugins, then listen. Raises StartError."""
         for plugin in self._plugins:
-            plugin.check()
             await plugin.start()
         await self.intake.open()
         if self._stop.is_set():
@@ -339,7 +338,7 @@ class Server:
         subscription, asked = read_subscription(request, self._store.latest)
         login = await self._access.log_in(self._asker(request), request.headers)
         wire = self._wire_for(request)
-        if "User-Agent" not in request.headers:
+        if not request.headers.get("User-Agent"):
             await asyncio.sleep(END_OF_INPUT)
         now, placement = await self._place(asked, login)
         # without a backlog nothing suspends from the stamp to join(): no event is missed in between

@@ -5,6 +5,7 @@ be luck: before aiohttp's task has run at all, say, which begins in the next tur
 """
 
 import asyncio
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from core.errors import Refused
 from core.events.store import Accepted
 from core.http.chunked_body import MOST_HELD, PARSED_AT_ONCE
 from core.http.connection import Connection, connection_of
+from core.http.heads import HeadWatch
 from core.http.server import HttpServer
 from core.settings import ServerConfig
 
@@ -429,3 +431,23 @@ async def test_a_stop_cuts_off_what_is_not_answered_in_time() -> None:
     assert opened.transport.closed
     await turns()
     assert opened.answers == []
+
+
+@pytest.mark.parametrize("field", ["", "X-Other: 1\r\n"])
+async def test_a_connection_that_has_ended_leaves_nothing_for_the_garbage_collector(field: str) -> None:
+    """However it was answered: it is in no cycle of references, and given back at once."""
+    gc.collect()
+    gc.disable()
+    try:
+        opened = Opened()
+        opened.comes(publish(1, field))
+        await turns()
+        opened.connection.connection_lost(None)
+        server = opened.server
+        del opened
+        await turns()
+        left = [type(each) for each in gc.get_objects() if isinstance(each, Connection | HeadWatch)]
+        assert left == []
+        assert server.connections == []
+    finally:
+        gc.enable()

@@ -20,8 +20,8 @@ HEAD = b"PUT /a HTTP/1.1\r\nContent-Length: 2\r\n\r\n"
 async def watched(*parts: bytes, stop: bool = False) -> list[Refused]:
     """What a watch of no time says after some parts of a head, which may end with the whole head."""
     said: list[Refused] = []
-    watch = HeadWatch(asyncio.get_running_loop(), 0, said.append)
-    watch.begin()
+    watch = HeadWatch(asyncio.get_running_loop(), 0)
+    watch.begin(said.append)
     assert watch.waits
     for part in parts:
         watch.add(part)
@@ -43,8 +43,8 @@ async def test_a_late_head_is_refused_and_a_silent_client_quietly() -> None:
 
 async def test_a_head_that_grows_without_end_is_too_large() -> None:
     """However small its parts are; the next head begins with nothing."""
-    watch = HeadWatch(asyncio.get_running_loop(), 60, print)
-    watch.begin()
+    watch = HeadWatch(asyncio.get_running_loop(), 60)
+    watch.begin(print)
     part = b"x" * 1000
     parts = 1
     while not watch.add(part):

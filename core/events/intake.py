@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from core.counters import counters
 from core.events.event import MAX_BATCH, Draft
 from core.events.idempotency import IdempotencyKey, QueueItem, ReplyCache
-from core.events.store import PORTION, Accepted, Outlet, Store
+from core.events.store import Accepted, Outlet, Store
 from core.events.topics import PublishPath
 from core.events.turns import Turns
 from core.events.waiting import MOST_WAITING, Waiting, too_much_waits
@@ -140,9 +140,8 @@ class Intake:
 
     async def drain(self, patience: float) -> None:
         """Wait for batches whose publishers have left, up to so many seconds."""
-        batches = [batch for batch, events in self._under_way.items() if events > PORTION]
-        if batches:
-            await asyncio.wait(batches, timeout=patience)
+        if self._store.batches:
+            await asyncio.wait(self._store.batches, timeout=patience)
 
     def _when_answered(self, key: IdempotencyKey | None, answer: asyncio.Future[Accepted]) -> None:
         if answer.done():

@@ -32,7 +32,7 @@ class LocalStore(ABC):
         self._stamps = Stamps()
         self._stamping = asyncio.Lock()  # held while the stamps of a long batch are given
         self._stamping_private = False  # whether all of that batch is private
-        self._batches: set[asyncio.Task[Accepted]] = set()  # long ones, or behind one, that are not done
+        self.batches: set[asyncio.Task[Accepted]] = set()
 
     # A life
 
@@ -56,10 +56,8 @@ class LocalStore(ABC):
         """The items of a queue that earlier lives took, which a store in memory does not know."""
         return ()
 
-    async def flush(self) -> None:
-        """Wait until everything appended is delivered or refused."""
-        if self._batches:
-            await asyncio.wait(self._batches)
+    async def flush(self) -> None:  # noqa: B027 (not abstract: see the class)
+        """Wait until everything taken is delivered or refused: a store in memory does that at once."""
 
     async def settle(self, position: int, *, private: bool) -> None:  # noqa: B027 (not abstract: see the class)
         """Wait until what was appended has been delivered: a store in memory does that at once."""
@@ -98,8 +96,8 @@ class LocalStore(ABC):
             batch = asyncio.create_task(
                 self._append_batch(drafts, key, items, forgotten), name="publish a batch"
             )
-            self._batches.add(batch)
-            batch.add_done_callback(self._batches.discard)
+            self.batches.add(batch)
+            batch.add_done_callback(self.batches.discard)
             return batch
         return self._take(self._stamped(drafts), key, items, forgotten)
 

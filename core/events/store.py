@@ -6,7 +6,7 @@ store that keeps them is also what subscribers read who were away, or have falle
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from core.events.cursor import Mark, Stamp
@@ -73,6 +73,10 @@ class Store(Protocol):
     stamps_at_once: bool  # an event that is appended now gets its stamp now, and not behind a long batch
 
     @property
+    def batches(self) -> Collection[asyncio.Future[Accepted]]:
+        """Long batches that were appended, and what came behind one, while that is not delivered."""
+
+    @property
     def latest(self) -> float:
         """The last pubsub_timestamp, in Unix seconds, which may be ahead of the clock."""
 
@@ -100,7 +104,7 @@ class Store(Protocol):
         """The answers of an earlier life, the oldest first."""
 
     async def flush(self) -> None:
-        """Wait until everything appended is delivered or refused."""
+        """Wait until everything that has its stamp is delivered or refused."""
 
     async def remembered_items(self, queue: str) -> Sequence[tuple[bytes, float]]:
         """The ids of a queue's items that earlier lives took, oldest first, and the seconds they have left.

@@ -20,19 +20,16 @@ HEAD_TOO_LARGE = "head_too_large"  # a reason to count by
 class HeadWatch:
     """What watches over a connection while the head of a request is to come: for its time, and its size.
 
-    timeout: seconds until a head must be there. on_late: called with the refusal of one that is not.
+    timeout: seconds until a head must be there.
     """
 
-    __slots__ = ("_loop", "_on_late", "_timeout", "_timer", "end", "size")
+    __slots__ = ("_loop", "_timeout", "_timer", "end", "size")
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, timeout: float, on_late: Callable[[Refused], None]
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float) -> None:
         self.size = 0  # bytes of an incomplete head that have come
         self.end = b""  # the last of them
         self._loop = loop
         self._timeout = timeout
-        self._on_late = on_late
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -40,9 +37,13 @@ class HeadWatch:
         """Whether a head is to come."""
         return self._timer is not None
 
-    def begin(self) -> None:
-        """Expect a head from now on."""
-        self._timer = self._loop.call_later(self._timeout, self._is_late)
+    def begin(self, on_late: Callable[[Refused], None]) -> None:
+        """Expect a head from now on. on_late: called with the refusal of one that is late.
+
+        It is held by the timer alone: kept here, a method of the connection would make a cycle of the two,
+        for the garbage collector to find.
+        """
+        self._timer = self._loop.call_later(self._timeout, self._is_late, on_late)
 
     def add(self, data: bytes) -> bool:
         """Count in a part of a head. Whether it is too large by now."""
@@ -58,9 +59,9 @@ class HeadWatch:
             self.size = 0
             self.end = b""
 
-    def _is_late(self) -> None:
+    def _is_late(self, on_late: Callable[[Refused], None]) -> None:
         silent = not self.size  # as connections are that browsers open in advance
-        self._on_late(
+        on_late(
             Refused(
                 408,
                 f"the request's head did not come within {self._timeout:g} seconds",

@@ -43,7 +43,7 @@ class Incoming(web.RequestHandler):
         super().__init__(server, **settings)
         # fewer than the parser's own 32: paused there, it would lose what follows a request to upgrade
         self._max_msg_queue_size, self._msg_queue_resume_size = 16, 8
-        self.head = HeadWatch(self._loop, head_timeout, self.head_is_late)
+        self.head = HeadWatch(self._loop, head_timeout)
         self.body: StreamReader | None = None  # of the last request, if it had not all come with its head
         self.body_size = 0  # its Content-Length
         self.chunked: ChunkedBody | None = None  # the same, if it is in chunks and under way
@@ -203,7 +203,7 @@ class Incoming(web.RequestHandler):
 
     def _expect_head(self) -> None:
         self.keep_alive(False)  # until the next answer: aiohttp would close an idle connection without a word
-        self.head.begin()
+        self.head.begin(self.head_is_late)
 
     def _give_up(self, refused: Refused) -> None:
         self.head.stop()

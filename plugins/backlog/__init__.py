@@ -17,6 +17,7 @@ Its parts:
 
 from pathlib import Path
 
+from core.errors import ConfigError
 from plugins import Host, Plugin
 from plugins.backlog.settings import BacklogConfig as Settings
 from plugins.backlog.unstored import Unstored
@@ -25,13 +26,17 @@ __all__ = ["Settings", "plugin"]
 
 
 def plugin(settings: Settings, host: Host) -> Plugin:
-    """The store that the section asks for."""
+    """The store that the section asks for. Raises ConfigError."""
     if not settings.size:
         return Unstored(host.outlet)
     if settings.storage:
         from plugins.backlog.file import StoredBacklog  # noqa: PLC0415 (and SQLite with it)
 
-        return StoredBacklog(settings, host.config.server, Path(settings.storage).resolve(), host.outlet)
+        try:
+            path = Path(settings.storage).resolve()
+        except (OSError, RuntimeError) as error:  # links that lead back to themselves
+            raise ConfigError([f"server.backlog.storage: {settings.storage}: {error}"]) from error
+        return StoredBacklog(settings, host.config.server, path, host.outlet)
     from plugins.backlog.memory import Backlog  # noqa: PLC0415
 
     return Backlog(settings, host.outlet)

@@ -97,10 +97,8 @@ class StoredBacklog(Backlog):
         self._clock_kept = 0.0  # when the file was last told: seconds that it had lived
 
     def check(self) -> None:
-        """Raises StartError if there is no directory for the file."""
-        shown = Path(self._config.storage or self._path)
-        if not self._path.parent.is_dir():
-            raise StartError(f"server.backlog.storage: {shown}: there is no directory {shown.parent}")
+        """Raises StartError if there is no directory for the file, as the configuration names it."""
+        check_directory(Path(self._config.storage or self._path))
 
     def _trouble(self, what: str, consequence: str) -> Trouble:
         """What the log says while something cannot be done with the file."""
@@ -111,6 +109,7 @@ class StoredBacklog(Backlog):
 
     async def _open(self, now: Mark) -> Mark:
         """Open the file, which may be an old one that is imported, or begin a new one."""
+        check_directory(self._path)
         last = await self._in(self._writing, self._open_file, now)
         try:
             await self._in(self._reading, self._file.open_reader)
@@ -435,6 +434,12 @@ class StoredBacklog(Backlog):
             raise
         self._reading_fails.ended()
         return result
+
+
+def check_directory(storage: Path) -> None:
+    """Raises StartError if there is no directory for a file."""
+    if not storage.parent.is_dir():
+        raise StartError(f"server.backlog.storage: {storage}: there is no directory {storage.parent}")
 
 
 def kinds_seen(private: bool) -> Sequence[str]:

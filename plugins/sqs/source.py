@@ -41,7 +41,8 @@ class Queues(Plugin):
             raise StartError(f"sqs: aioboto3 is not installed: {sys.executable} -m pip install '{AIOBOTO3}'")
 
     async def start(self) -> None:
-        """Load the library."""
+        """Load the library. Raises StartError."""
+        self.check()
         from plugins.sqs.queue import SqsQueue  # noqa: PLC0415 (and aioboto3 with it)
 
         queues = self._configured.items()
