@@ -42,7 +42,7 @@ class Counters:
         ends = ", ".join(f"{number} {word}" for word, number in sorted(self.ends.items()))
         return (
             f"{self.events['accepted']} events accepted, {self.events['repeated']} repeated, "
-            f"{self.events['refused']} refused; "
+            f"{self.events['refused']} rejected; "
             f"{self.deliveries} deliveries of {self.delivered_bytes} bytes; "
             f"{self.subscribers} streams, ended: {ends or 'none'}"
         )

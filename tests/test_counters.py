@@ -22,7 +22,7 @@ async def test_a_stop_tells_what_was_done(start_daemon: StartDaemon) -> None:
         await daemon.until_logged("the client disconnected")
         assert await asyncio.to_thread(daemon.stop) == 0
     (line,) = [line for line in daemon.log if " pypubsub: in all: " in line]
-    assert "in all: 4 events accepted, 1 repeated, 1 refused; 6 deliveries of " in line
+    assert "in all: 4 events accepted, 1 repeated, 1 rejected; 6 deliveries of " in line
     assert line.endswith("; 2 streams, ended: 1 client, 1 server_stops")
     assert int(re.findall(r"deliveries of (\d+) bytes", line)[0]) > 6 * len(
         '{"n": 1, "pubsub_topics": ["a"]}'

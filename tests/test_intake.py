@@ -93,7 +93,7 @@ async def test_events_that_the_store_refuses_are_not_counted(counted: Counted) -
 class Crowded(Delivered):
     """An outlet that has room in the next turn of the loop."""
 
-    async def room(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """Wait for that."""
         await asyncio.sleep(0)
 
