@@ -82,7 +82,11 @@ class Moto:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", str(script), str(self.port)],  # -P: its modules are not the tests'
-                env={name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+                env={
+                    name: value
+                    for name, value in os.environ.items()
+                    if not name.startswith(("AWS_", "COVERAGE_"))
+                },
                 stdin=subprocess.PIPE,  # by which it sees that the tests have gone
                 stdout=log,
                 stderr=log,
