@@ -4,8 +4,8 @@ PYTHON ?= python3
 NEXT_PYTHON ?= python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
-OVER_SOCKETS := $(addprefix tests/test_, $(addsuffix .py, asfpy backlog crash handover http_forms publish quick \
-	requests stream tls))
+# what talks to the daemon over sockets, and takes no long time
+OVER_SOCKETS := $(addprefix tests/test_, $(addsuffix .py, backlog http_forms publish quick requests stream tls))
 # what reaches most of the code, with no test that a slower daemon would upset
 COVERED := $(addprefix tests/test_, $(addsuffix .py, access acl admission ages answers attempts chunked \
 	client_certificates command_line connection counters cursor directory_users fair_line fanout following heads \
@@ -43,13 +43,13 @@ coverage: $(VENV)/test
 test-sockets: $(VENV)/test
 	$(BIN)/python -m pytest $(OVER_SOCKETS)
 
-# each event loop, each Python, and of each requirement the newest version and the oldest that is accepted
+# each test once; then each event loop, each Python, and of each requirement the newest version and the oldest
+# that is accepted; and once with warnings as errors, and asyncio's own checks
 check: check-next-python lint coverage
 	$(MAKE) test TESTS='$(UNCOVERED)'
 	PYPUBSUB_LOOP=asyncio $(MAKE) test-sockets VENV=$(VENV)-oldest REQUIRED='$(OLDEST)'
 	$(MAKE) test-sockets VENV=$(VENV)-next PYTHON=$(NEXT_PYTHON)
-	PYPUBSUB_LOOP=asyncio $(MAKE) test-sockets VENV=$(VENV)-next-oldest PYTHON=$(NEXT_PYTHON) \
-		REQUIRED='$(OLDEST)'
+	PYPUBSUB_LOOP=asyncio PYPUBSUB_STRICT=1 $(MAKE) test-sockets VENV=$(VENV)-next PYTHON=$(NEXT_PYTHON)
 
 check-next-python:
 	@$(NEXT_PYTHON) -c 'import venv' || \
