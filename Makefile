@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # what talks to the daemon over sockets, and takes no long time
 OVER_SOCKETS := $(addprefix tests/test_, $(addsuffix .py, backlog http_forms publish quick requests stream tls))
+# what leans most on the event loop
+ON_LOOPS := $(addprefix tests/test_, $(addsuffix .py, quick requests stream))
 # what reaches most of the code, with no test that a slower daemon would upset
 COVERED := $(addprefix tests/test_, $(addsuffix .py, access acl admission ages answers attempts chunked \
 	client_certificates command_line connection counters cursor directory_users fair_line fanout following heads \
@@ -48,7 +50,7 @@ test-sockets: $(VENV)/test
 check: check-next-python lint coverage
 	$(MAKE) test TESTS='$(UNCOVERED)'
 	PYPUBSUB_LOOP=asyncio $(MAKE) test-sockets VENV=$(VENV)-oldest REQUIRED='$(OLDEST)'
-	$(MAKE) test-sockets VENV=$(VENV)-next PYTHON=$(NEXT_PYTHON)
+	$(MAKE) test VENV=$(VENV)-next PYTHON=$(NEXT_PYTHON) TESTS='$(ON_LOOPS)'
 	PYPUBSUB_LOOP=asyncio PYPUBSUB_STRICT=1 $(MAKE) test-sockets VENV=$(VENV)-next PYTHON=$(NEXT_PYTHON)
 
 check-next-python:
