@@ -10,7 +10,7 @@ import pytest
 
 from core.delivery import subscriber as subscriber_module
 from core.delivery.subscriber import Subscriber
-from core.delivery.wire import BARE, JsonLines, Wire
+from core.delivery.wire import BARE, JsonLines, Wire, bare
 from core.events.subscription import EVERYTHING
 
 
@@ -282,7 +282,7 @@ class Ended(JsonLines):
 async def test_a_form_may_end_its_streams_with_something(waiting: bool) -> None:
     """Behind everything else, once; a stream that is cut off ends without it."""
     transport = Transport()
-    async with serving(transport, limit=100, wire=Ended(chunks=False)) as subscriber:
+    async with serving(transport, limit=100, wire=Ended(bare)) as subscriber:
         transport.take(0 if waiting else 100)
         subscriber.send(b"abc")
         subscriber.finish("server_stops", "the end")
@@ -292,7 +292,7 @@ async def test_a_form_may_end_its_streams_with_something(waiting: bool) -> None:
         assert transport.closed
         assert transport.taken == b"abc."
     transport = Transport()
-    async with serving(transport, limit=100, wire=Ended(chunks=False)) as subscriber:
+    async with serving(transport, limit=100, wire=Ended(bare)) as subscriber:
         transport.take(3)
         subscriber.send(b"abc")
         subscriber.drop("server_stops", "the end")

@@ -6,6 +6,7 @@ HTTP chunk, however many chunks one write carries.
 CONTRIBUTING.md says how to add a form.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 
@@ -33,23 +34,21 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+def bare(data: bytes) -> bytes:
+    """Bytes as they are: HTTP/1.0 knows no chunks."""
+    return data
+
+
 class JsonLines:
     """An object on each line: an event, or a ping, which every client tells by its one key `stillalive`.
 
-    chunks: whether each line is an HTTP chunk. nul_terminated: for readers of svnpubsub's time, who wait for
-    a NUL after each object.
+    event: makes the frame of a line. A function, and no method: it is called for each event of a replay.
     """
 
     content_type = "application/vnd.pypubsub-stream"
 
-    def __init__(self, *, chunks: bool, nul_terminated: bool = False) -> None:
-        self._chunks = chunks
-        self._terminator = b"\0" if nul_terminated else b""
-
-    def event(self, line: bytes) -> bytes:
-        """The line, as one chunk where there are chunks."""
-        line += self._terminator
-        return chunk(line) if self._chunks else line
+    def __init__(self, event: Callable[[bytes], bytes]) -> None:
+        self.event = event
 
     def ping(self, now: float) -> bytes:
         """A line that holds the time. now: Unix seconds."""
@@ -62,10 +61,11 @@ class JsonLines:
         return b""
 
 
-CHUNKED = JsonLines(chunks=True)
-BARE = JsonLines(chunks=False)
-CHUNKED_NUL_TERMINATED = JsonLines(chunks=True, nul_terminated=True)
-BARE_NUL_TERMINATED = JsonLines(chunks=False, nul_terminated=True)
+CHUNKED = JsonLines(chunk)
+BARE = JsonLines(bare)
+# for readers of svnpubsub's time, who wait for a NUL after each object
+CHUNKED_NUL_TERMINATED = JsonLines(lambda line: chunk(line + b"\0"))
+BARE_NUL_TERMINATED = JsonLines(lambda line: line + b"\0")
 
 
 class _Form(NamedTuple):
