@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # what talks to the daemon over sockets, and takes no long time
 OVER_SOCKETS := $(addprefix tests/test_, $(addsuffix .py, backlog http_forms publish quick requests stream tls))
+# what leans most on libraries: how requests, settings and TLS are read
+WITH_OLDEST := $(addprefix tests/test_, $(addsuffix .py, http_forms publish requests tls))
 # what leans most on the event loop
 ON_LOOPS := $(addprefix tests/test_, $(addsuffix .py, quick requests stream))
 # what reaches most of the code, with no test that a slower daemon would upset
@@ -49,7 +51,8 @@ test-sockets: $(VENV)/test
 # that is accepted; and once with warnings as errors, and asyncio's own checks
 check: check-next-python lint coverage
 	$(MAKE) test TESTS='$(UNCOVERED)'
-	PYPUBSUB_LOOP=asyncio $(MAKE) test-sockets VENV=$(VENV)-oldest REQUIRED='$(OLDEST)'
+	PYPUBSUB_LOOP=asyncio $(MAKE) test VENV=$(VENV)-oldest REQUIRED='$(OLDEST)' \
+		TESTS='$(WITH_OLDEST)'
 	$(MAKE) test VENV=$(VENV)-next PYTHON=$(NEXT_PYTHON) TESTS='$(ON_LOOPS)'
 	PYPUBSUB_LOOP=asyncio PYPUBSUB_STRICT=1 $(MAKE) test-sockets VENV=$(VENV)-next PYTHON=$(NEXT_PYTHON)
 
