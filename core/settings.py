@@ -252,13 +252,12 @@ class Config:
 def load(path: Path, plugins: Mapping[str, type[PluginSection]]) -> Config:
     """The configuration. plugins: their sections, by place. Raises ConfigError with all problems."""
     content = read_yaml(path, "keys such as server: and clients:") or {}
-    sections: dict[str, PluginSection] = {}
+    found: dict[str, PluginSection | None] = {}
     problems: list[str] = []
     for place, model in plugins.items():
         if model.apart and place in content:
             with collected(problems):
-                if section := model.read(content.pop(place), path):
-                    sections[place] = section
+                found[place] = model.read(content.pop(place), path)
     try:
         file: Any = build(file_model(plugins), content, path)
     except ConfigError as error:
@@ -266,11 +265,10 @@ def load(path: Path, plugins: Mapping[str, type[PluginSection]]) -> Config:
     if problems:
         raise ConfigError(problems)
     for place, model in plugins.items():
-        section = None if model.apart else reduce(getattr, place.split("."), file)
-        if section is not None:
-            sections[place] = section
-    in_order = {place: sections[place] for place in plugins if place in sections}
-    return Config(path, file.server, file.clients, in_order)
+        if not model.apart:
+            found[place] = reduce(getattr, place.split("."), file)
+    sections = {place: section for place in plugins if (section := found.get(place)) is not None}
+    return Config(path, file.server, file.clients, sections)
 
 
 def file_model(plugins: Mapping[str, type[PluginSection]]) -> type[Section]:

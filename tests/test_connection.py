@@ -21,6 +21,7 @@ from core.http.connection import Connection, connection_of
 from core.http.heads import HeadWatch
 from core.http.server import HttpServer
 from core.settings import ServerConfig
+from wire import TIMEOUT
 
 ACCEPTED: Any = object()  # which only the handler would look into
 QUICK, LONG = b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 200 OK\r\n"
@@ -327,14 +328,17 @@ async def test_a_connection_whose_publish_is_being_stored_is_not_idle(
     """However long that takes; when it is answered, the time that a connection may be idle begins again."""
     monkeypatch.setattr(core.http.connection, "IDLE_TIMEOUT", 0.01)
     opened = Opened()
+    await turns()
     opened.comes(publish(1))
     opened.handler.at_once = False
     opened.comes(publish(2))
-    await asyncio.sleep(0.1)
+    opened.connection._next_keepalive_close_time = 0.0  # long past, when the timer comes
+    opened.connection._process_keepalive()
     assert not opened.transport.closed
     opened.handler.stored[1].set_result(ACCEPTED)
-    await asyncio.sleep(0.1)
-    assert opened.transport.closed
+    async with asyncio.timeout(TIMEOUT):
+        while not opened.transport.closed:  # noqa: ASYNC110 (a timer does it)
+            await asyncio.sleep(0.001)
     assert opened.answers == [QUICK, QUICK]
 
 
