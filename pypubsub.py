@@ -34,6 +34,7 @@ from core.auth.login import Login, NotLoggedIn, Provider
 from core.command_line import loop_factory, parse_arguments
 from core.counters import counters
 from core.delivery.catch_up import CatchUpContext, Follower
+from core.delivery.channel import selection_of
 from core.delivery.fanout import PING_TURNS, Fanout, Listener
 from core.delivery.subscriber import Subscriber
 from core.delivery.wire import Wire, wire_form
@@ -340,7 +341,7 @@ class Server:
         wire = self._wire_for(request)
         if not request.headers.get("User-Agent"):
             await asyncio.sleep(END_OF_INPUT)
-        now, placement = await self._place(asked, login)
+        now, placement = await self._place(asked, subscription, login, wire)
         # without a backlog nothing suspends from the stamp to join(): no event is missed in between
         response = self._answers.stream(request, wire.content_type, now.cursor, placement.verdict)
         writer = await response.prepare(request)
@@ -389,18 +390,21 @@ class Server:
         # a callback: the task may be cancelled before it runs
         serving.add_done_callback(partial(self._on_left, subscriber, shown_path(request), time.monotonic()))
 
-    async def _place(self, asked: ReplayRequest | None, login: Login | None) -> tuple[Stamp, Placement]:
+    async def _place(
+        self, asked: ReplayRequest | None, subscription: Subscription, login: Login | None, wire: Wire
+    ) -> tuple[Stamp, Placement]:
         """The moment at which a stream begins, and where the subscriber begins to read.
 
         Raises Refused(503), WrongCredentials.
         """
         while True:
-            private = self._access.may_read_private(login)
-            now = await self._store.now(private=private)
-            await self._store.settle(now.position, private=private)  # what was stamped before is delivered
-            moment = Mark(now.position, now.timestamp)
-            placement = await self._store.place(asked, moment, private=private)
-            if self._access.may_read_private(login) == private:
+            rights = self._access.rights_by_now(login)
+            selection = selection_of(subscription, rights, wire)
+            now = await self._store.now(private=selection.reads_private)
+            # what was stamped before is delivered
+            await self._store.settle(now.position, private=selection.reads_private)
+            placement = await self._store.place(asked, Mark(now.position, now.timestamp), selection)
+            if self._access.rights_by_now(login).readable == rights.readable:
                 return now, placement  # else its rights changed while it was placed
 
     def _on_left(self, subscriber: Subscriber, path: str, since: float, serving: asyncio.Task[None]) -> None:

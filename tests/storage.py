@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from daemon import DEFAULT_CONFIG, ROOT, Daemon, StartDaemon, merged
+from plugins.backlog.finding import all_events
 from wire import EVERYTHING
 
 HELD = 60  # events in a backlog that a test begins with
@@ -125,10 +126,7 @@ async def numbers(daemon: Daemon, headers: dict[str, str] | None = None) -> list
 def stored(storage: Path, table: str = "public") -> list[dict[str, Any]]:
     """The events that a daemon would find in the file."""
     with contextlib.closing(sqlite3.connect(storage)) as connection:
-        return [
-            json.loads(line)
-            for (line,) in connection.execute(f"SELECT line FROM {table} ORDER BY position")  # noqa: S608
-        ]
+        return [json.loads(line) for _, line in all_events(connection, table)]
 
 
 def killed_when(storage: Path, happened: Callable[[], bool]) -> None:

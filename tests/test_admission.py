@@ -126,13 +126,13 @@ async def test_rights_that_are_taken_away_are_gone_at_once(rules: Rules) -> None
     login = await rules.access.log_in(rules.access.asker(OUTSIDE, sent), sent)
     assert login
     rules.access.check_rights(login, publish_path("/votes"))
-    assert rules.access.may_read_private(login)
-    assert not rules.access.may_read_private(None)
+    assert rules.access.rights_by_now(login).readable
+    assert not rules.access.rights_by_now(None).readable
     rules.acl_path.write_text(yaml.safe_dump({"alice": {"password": "secret", "acl": {}}}))
     await rules.users.reload()
     with pytest.raises(Refused, match="no right to publish on votes"):
         rules.access.check_rights(login, publish_path("/votes"))
-    assert not rules.access.may_read_private(login)
+    assert not rules.access.rights_by_now(login).readable
     rules.acl_path.write_text("{}")
     await rules.users.reload()
     with pytest.raises(WrongCredentials):

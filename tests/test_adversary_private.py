@@ -20,7 +20,8 @@ from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
 from core.delivery.wire import BARE
 from core.events.replay import Placement
-from core.events.store import Line, Page
+from core.events.selection import Selection
+from core.events.store import Page
 from core.events.subscription import EVERYTHING
 from daemon import Daemon, StartDaemon, basic
 from plugins.backlog.unstored import Unstored
@@ -405,11 +406,12 @@ class Pages(Unstored):
         """The last of them."""
         return 3
 
-    async def read(self, after: int, *, private: bool) -> Page:  # noqa: ARG002
+    async def read(self, after: int, upto: int, selection: Selection) -> Page:  # noqa: ARG002
         """What comes next."""
         if after == 1:
             self.reader.rights = NO_RIGHTS
-        return Page(after + 1, [Line(after + 1, "/private/git", b'{"n": %d}\n' % (after + 1))])
+        frames = [b'{"n": %d}\n' % (after + 1)] if selection.wanted["/private/git"] else []
+        return Page(after + 1, b"".join(frames), len(frames), after + 1)
 
 
 class Unhindered:

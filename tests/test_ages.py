@@ -15,7 +15,7 @@ from core.events.topics import publish_path
 from plugins.backlog import file as backlog_storage
 from plugins.backlog.memory import Backlog
 from plugins.backlog.settings import BacklogConfig
-from stores import IN_MEMORY, Delivered, running
+from stores import IN_MEMORY, Delivered, positions_in, running, selected
 
 YEAR = 365.25 * 86_400
 MAX_AGE = 1000
@@ -67,8 +67,8 @@ class Life:
         found: list[int] = []
         after = 0
         while after < self.store.end(private=True):
-            page = await self.store.read(after, private=True)
-            found += [line.position for line in page.lines]
+            page = await self.store.read(after, self.store.end(private=True), selected(private=True))
+            found += positions_in(page)
             after = page.end
         return found
 

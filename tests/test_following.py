@@ -5,6 +5,7 @@ import contextlib
 import random
 import socket
 from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
 
 from core.auth.networks import Networks
 from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights, is_for
@@ -14,7 +15,8 @@ from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
 from core.delivery.wire import BARE, CHUNKED, JsonLines, Wire
 from core.events.replay import Placement
-from core.events.store import Line, Page
+from core.events.selection import Selection
+from core.events.store import Page
 from core.events.subscription import Subscription, parse_subscription
 from core.events.topics import publish_path
 from core.http.limits import Connections
@@ -25,6 +27,14 @@ PATHS = ["/a", "/b", "/a/b", "/private/a", "/private/b/c"]
 EVENTS = 100
 PER_PAGE = 10
 PING = b'{"stillalive": 0.0}\n'
+
+
+class Line(NamedTuple):
+    """An event of the backlog."""
+
+    position: int
+    path: str
+    line: bytes
 
 
 class Pages(Unstored):
@@ -39,14 +49,16 @@ class Pages(Unstored):
         """The last of them."""
         return EVENTS
 
-    async def read(self, after: int, *, private: bool) -> Page:
+    async def read(self, after: int, upto: int, selection: Selection) -> Page:
         """What comes next."""
         await asyncio.sleep(0)
         if self.reading:
             self.reading()
             self.reading = None
-        lines = self.lines[after : after + PER_PAGE]
-        return Page(lines[-1].position, [line for line in lines if private or "private" not in line.path])
+        end = min(after + PER_PAGE, upto)
+        lines = [line for line in self.lines[after:end] if selection.wanted[line.path]]
+        first = lines[0].position if lines else 0
+        return Page(end, b"".join(selection.frame(line.line) for line in lines), len(lines), first)
 
     def stream(self, subscription: Subscription, rights: Rights, wire: Wire, head: int) -> bytes:
         """What somebody is to get of it, with a ping where the replay ends."""

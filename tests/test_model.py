@@ -29,32 +29,34 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from core.auth.networks import Networks
 from core.auth.rights import EVERY_EVENT, NO_RIGHTS, Rights, is_for
 from core.delivery.catch_up import CatchUpContext, Follower
+from core.delivery.channel import selection_of
 from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
 from core.delivery.wire import BARE
 from core.events import intake as intake_module
-from core.events import store as store_module
+from core.events import local_store
 from core.events.cursor import TICKS_PER_SECOND, Mark, Stamps, position_of, stamp_at
-from core.events.event import Event
+from core.events.event import Event, position_in, timestamp_in
 from core.events.intake import Intake
 from core.events.replay import ReplayRequest
-from core.events.subscription import parse_subscription
+from core.events.subscription import EVERYTHING, parse_subscription
 from core.events.topics import publish_path
 from core.expiring import Expiring
 from core.http.limits import Connections
 from core.http.stream import Stream
 from core.settings import ServerConfig
-from plugins.backlog import database as backlog_file
 from plugins.backlog import file as backlog_storage
-from plugins.backlog import memory as backlog
+from plugins.backlog import finding
+from plugins.backlog import recent as recent_module
 from plugins.backlog.file import StoredBacklog
+from plugins.backlog.finding import all_events
 from plugins.backlog.memory import Backlog
 from plugins.backlog.schema import KINDS
 from plugins.backlog.settings import BacklogConfig
 from searching import search
 from wire import START_NS
 
-MODULES = (store_module, intake_module, backlog, backlog_file, backlog_storage)
+MODULES = (local_store, intake_module, recent_module, finding, backlog_storage)
 SMALL = {"PAGE_EVENTS": 3, "PAGE_BYTES": 4000, "PORTION": 2}  # so that a few events are many
 PATHS = ["/a", "/b", "/a/b", "/private/a", "/private/b"]
 ASKED_PATHS = ["/", "/a", "/b", "/a/b", "/private", "/b,private/a"]
@@ -311,12 +313,10 @@ class Machine(RuleBasedStateMachine):
     def stored(self) -> list[Known]:
         """What the file holds."""
         with contextlib.closing(sqlite3.connect(str(self.config.storage))) as connection:
-            rows = [
-                row
-                for kind in KINDS
-                for row in connection.execute(f"SELECT line, position, timestamp, path FROM {kind}")  # noqa: S608
-            ]
-        return [Known(json.loads(line)["n"], position, at, path) for line, position, at, path in rows]
+            events = [event for kind in KINDS for event in all_events(connection, kind)]
+        return [
+            Known(json.loads(line)["n"], position_in(line), timestamp_in(line), path) for path, line in events
+        ]
 
     def held(self) -> set[int]:
         """The positions of all events that the backlog holds."""
@@ -325,7 +325,8 @@ class Machine(RuleBasedStateMachine):
         return {
             position
             for kind in self.store._kinds.values()
-            for position in kind.recent._positions[kind.recent._first :]
+            for recent in kind.recents
+            for position in recent._positions[recent._first :]
         }
 
     def turns(self, count: int) -> None:
@@ -518,7 +519,8 @@ class Machine(RuleBasedStateMachine):
         private = bool(rights.readable)
         now = await self.store.now(private=private)
         await self.store.settle(now.position, private=private)
-        placement = await self.store.place(reader.asked, Mark(now.position, now.timestamp), private=private)
+        selection = selection_of(reader.subscription, rights, BARE)
+        placement = await self.store.place(reader.asked, Mark(now.position, now.timestamp), selection)
         reader.head, reader.verdict = now.position, placement.verdict
         self.cursors.append(now.cursor)
         reader.must_be_complete = self.must_be_complete(reader)
@@ -542,7 +544,8 @@ class Machine(RuleBasedStateMachine):
         """Whether nothing is missing that it could have meant, and the server must know it."""
         if reader.asked is None or (self.in_file and self.busy()):
             return False
-        if self.store._reach(private=True).lost.position > reader.head:
+        selection = selection_of(EVERYTHING, Rights(frozenset({EVERY_EVENT})), BARE)
+        if self.store._reach(selection).lost.position > reader.head:
             return False  # what was published since has left already
         held = self.held()
         gone = [

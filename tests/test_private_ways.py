@@ -29,6 +29,7 @@ from core.settings import ServerConfig
 from plugins.backlog.file import StoredBacklog
 from plugins.backlog.memory import Backlog
 from plugins.backlog.settings import BacklogConfig
+from stores import selected
 from test_model import NO_LIMITS, Thread
 
 PING = b'{"stillalive": 0.0}\n'
@@ -87,7 +88,7 @@ class World:
             steps.append("has its moment")
             await self.store.settle(now.position, private=False)
             steps.append("need not wait for anything")
-            placement = await self.store.place(asked, Mark(now.position, now.timestamp), private=False)
+            placement = await self.store.place(asked, Mark(now.position, now.timestamp), selected())
             steps.append(f"is told {placement.verdict}")
             stream = Stream(NO_LIMITS, None, "closed", writing_paused=False)
             loop = asyncio.get_running_loop()

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.counters import counters
-from core.events import store as store_module
 from core.events.cursor import Mark, Stamps
 from core.events.event import Draft, Event
 from core.events.idempotency import IdempotencyKey, QueueItem, ReplyCache, idempotency_key
@@ -23,19 +22,18 @@ from core.events.replay import Gone, Placement, ReplayRequest
 from core.events.store import Accepted, Page, StoreError
 from core.events.topics import publish_path
 from core.settings import ServerConfig
-from plugins.backlog import database as backlog_file
+from plugins.backlog import finding, recent, remembered
 from plugins.backlog import memory as backlog
-from plugins.backlog import remembered
 from plugins.backlog.database import BacklogFile, Write
 from plugins.backlog.file import StoredBacklog
 from plugins.backlog.memory import Backlog
 from plugins.backlog.schema import KINDS
 from plugins.backlog.settings import BacklogConfig
-from stores import IN_MEMORY, Delivered, running
+from stores import IN_MEMORY, Delivered, positions_in, running, selected
 from wire import START_NS
 
 BEGINNING = Mark(1, 0.0)
-NOTHING = dict.fromkeys(KINDS, 0.0)  # is too old
+NOTHING = {kind: [0.0] for kind in KINDS}  # is too old
 
 
 class Clock:
@@ -70,17 +68,22 @@ class Life:
         """The positions of all events that are held after a position."""
         found = []
         while after < self.store.end(private=private):
-            page = await self.store.read(after, private=private)
-            found += [line.position for line in page.lines]
+            page = await self.page(after, private=private)
+            found += positions_in(page)
             assert after < page.end
             after = page.end
         return found
 
-    async def ask(self, asked: ReplayRequest, *, private: bool) -> Placement:
+    async def page(self, after: int, *, private: bool, path: str = "/") -> Page:
+        """What is held after a position, up to the size of a page."""
+        return await self.store.read(after, self.store.end(private=private), selected(path, private=private))
+
+    async def ask(self, asked: ReplayRequest, *, private: bool, path: str = "/") -> Placement:
         """Where a subscriber would begin."""
         stamp = await self.store.now(private=private)
         await self.store.settle(stamp.position, private=private)
-        return await self.store.place(asked, Mark(stamp.position, stamp.timestamp), private=private)
+        moment = Mark(stamp.position, stamp.timestamp)
+        return await self.store.place(asked, moment, selected(path, private=private))
 
 
 @contextlib.asynccontextmanager
@@ -128,7 +131,7 @@ def test_what_is_read_is_what_was_published(
         after = data.draw(st.sampled_from([0, *gone, *(event.stamp.position for event in published)]))
         assert await life.read(after, private=private) == [position for position in held if position > after]
         if after < life.store.end(private=private):
-            assert (await life.store.read(after, private=private)).gone == gone
+            assert (await life.page(after, private=private)).gone == gone
 
     asyncio.run(check())
 
@@ -136,17 +139,14 @@ def test_what_is_read_is_what_was_published(
 @pytest.mark.parametrize("in_file", [False, True])
 async def test_pages_are_bounded(in_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a number of events, and by bytes: a page has at least one event."""
-    for module in (store_module, backlog, backlog_file):
+    for module in (recent, finding):
         monkeypatch.setattr(module, "PAGE_EVENTS", 3)
     async with living(str(tmp_path) if in_file else None, 100) as life:
         await life.publish(*["/a", "/private/a"] * 10)
-        page = await life.store.read(0, private=False)
-        assert len(page.lines) == 3
-        for module in (store_module, backlog, backlog_file):
+        assert (await life.page(0, private=False)).events == 3
+        for module in (recent, finding):
             monkeypatch.setattr(module, "PAGE_BYTES", 1)
-        page = await life.store.read(0, private=True)
-        assert len(page.lines) <= 2
-        assert page.lines
+        assert 0 < (await life.page(0, private=True)).events <= 2
         assert len(await life.read(0, private=False)) == 10
         assert len(await life.read(0, private=True)) == 20
 
@@ -158,8 +158,8 @@ async def test_nothing_is_read_before_it_is_delivered(tmp_path: Path) -> None:
         while not life.delivered:  # noqa: ASYNC110 (turn by turn)
             await asyncio.sleep(0)
         end = life.store.end(private=False)
-        page = await life.store.read(0, private=False)
-        assert page.end == page.lines[-1].position == end
+        page = await life.page(0, private=False)
+        assert page.end == positions_in(page)[-1] == end
         assert len(await publishing) == len(life.delivered) == 600
 
 
@@ -213,7 +213,7 @@ async def test_all_items_are_looked_at_once_in_a_pruning(
         life.clock.ns += 2 * 10**9
         await life.store.prune()
         end = life.store.end(private=False)
-        assert await life.store.read(end - 1, private=False) == Page(end, [], Gone(end))
+        assert await life.page(end - 1, private=False) == Page(end, gone=Gone(end))
     assert len(looks) == 1
 
 
@@ -237,7 +237,7 @@ async def test_what_a_failed_commit_has_left_behind_is_undone(tmp_path: Path) ->
     store("/private/a", b"refused, too")
     file.has_failed = True
     kept = store("/a", b"kept")
-    assert [line.position for line in file.read(0, 2**60, KINDS).lines] == [end, kept]
+    assert positions_in(file.read(0, 2**60, selected(private=True))) == [end, kept]
     assert [answer.key.scope for answer in file.remembered(life.clock.seconds())] == [b"kept"]
     assert [key for key, _ in file.remembered_items("queue", life.clock.seconds())] == [b"kept"]
     file.close_reader()
@@ -389,23 +389,7 @@ def test_items_of_a_write_that_fails_are_not_remembered(tmp_path: Path) -> None:
         with pytest.raises(StoreError):
             store(1000, QueueItem("queue", b"b", 600), QueueItem("queue", None, 600))  # type: ignore[arg-type]
         assert file.remembered_items("queue", 1000) == [(b"a", 600)]
-        assert len(file.read(0, 2**62, KINDS).lines) == 1
-
-
-async def test_a_read_that_is_shared_while_events_are_published_is_followed_by_them(tmp_path: Path) -> None:
-    """The page says how far it was read, to those as well who come to share it later."""
-    async with living(str(tmp_path), 100, memory=1) as life:
-        await life.publish("/private/a")  # so that the public kind has something before it that is not read
-        first, *_ = await life.publish("/a")
-        life.store._public.in_memory_after = life.store.end(private=False) + 1  # as after a restart
-        reads = [asyncio.create_task(life.store.read(first.stamp.position - 1, private=False))]
-        await asyncio.sleep(0)  # it is under way
-        second, *_ = await life.publish("/a")
-        life.store._public.in_memory_after = life.store.end(private=False)
-        reads.append(asyncio.create_task(life.store.read(first.stamp.position - 1, private=False)))
-        for page in await asyncio.gather(*reads):
-            read = [line.position for line in page.lines]
-            assert second.stamp.position in read or page.end < second.stamp.position
+        assert file.read(0, 2**62, selected(private=True)).events == 1
 
 
 class View(NamedTuple):
@@ -420,8 +404,9 @@ async def view(life: Life, moments: Sequence[float]) -> View:
     """Ask for a replay since each moment, and read all that is held."""
     placements = [await life.ask(ReplayRequest(since=moment), private=False) for moment in moments]
     everything = await life.ask(ReplayRequest(since=-1), private=False)
-    page = await life.store.read(everything.after, private=False)
-    lines = [line.line[: -len('-8cc6-f1b2ba5f9751"}\n')] for line in page.lines]  # but for what is random
+    page = await life.page(everything.after, private=False)
+    lines = page.data.splitlines(keepends=True)
+    lines = [line[: -len('-8cc6-f1b2ba5f9751"}\n')] for line in lines]  # but for what is random
     return View([*placements, everything], lines, page.gone)
 
 

@@ -10,7 +10,7 @@ from core.auth import web_pages
 from core.auth.authentication import Authentication
 from core.auth.login import AUTHENTICATE, Login, WrongCredentials
 from core.auth.networks import CertificateNames, Networks, publisher_address
-from core.auth.rights import Rights
+from core.auth.rights import NO_RIGHTS, Rights
 from core.errors import Refused
 from core.events.topics import PublishPath
 from core.settings import UNIX, Config
@@ -106,16 +106,14 @@ class AccessControl:
         if not self.rights_by_now(login).can_publish(secured):
             raise no_right_to(secured)
 
-    def rights_by_now(self, login: Login) -> Rights:
-        """What a user may do by now. Raises WrongCredentials if the credentials no longer hold."""
+    def rights_by_now(self, login: Login | None) -> Rights:
+        """What somebody may do by now. Raises WrongCredentials if the credentials no longer hold."""
+        if login is None:
+            return NO_RIGHTS
         rights = self._authentication.rights_by_now(login)
         if rights is None:
             raise WrongCredentials
         return rights
-
-    def may_read_private(self, login: Login | None) -> bool:
-        """Whether a subscriber may see any private events by now. Raises WrongCredentials."""
-        return login is not None and bool(self.rights_by_now(login).readable)
 
 
 def no_right_to(secured: frozenset[str]) -> Refused:

@@ -5,10 +5,11 @@ pending until the round that is being written has come to everybody; then all of
 the next.
 """
 
-from core.auth.rights import Segment, is_for, private_alternatives
+from core.auth.rights import Rights, Segment, is_for, private_alternatives
 from core.counters import counters
 from core.delivery.subscriber import Subscriber, send_to_all
 from core.delivery.wire import Wire
+from core.events.selection import Selection
 from core.events.subscription import Subscription
 from core.events.topics import PublishPath
 
@@ -20,6 +21,16 @@ Key = tuple[Subscription, frozenset[Segment], Wire]
 def key_of(subscriber: Subscriber) -> Key:
     """What decides which bytes a subscriber gets: those for whom it is equal share a channel."""
     return subscriber.subscription, subscriber.rights.readable, subscriber.wire
+
+
+def selection_of(subscription: Subscription, rights: Rights, wire: Wire) -> Selection:
+    """What a subscriber gets of a backlog: the same as live."""
+    return Selection(
+        subscription.alternatives,
+        private_alternatives(subscription, rights.readable),
+        lambda path: is_for(path, subscription, rights),
+        wire.event,
+    )
 
 
 class Channel:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import NamedTuple
 
 TICKS_PER_SECOND = 4_096_000  # a tick is the unit of a position: 1/4096 ms, about 244 ns
-_MAX_POSITION = 2**60 - 1
+MAX_POSITION = 2**60 - 1
 _CURSOR = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -116,4 +116,4 @@ def position_of(cursor: str) -> int | None:
 def position_at(timestamp: float) -> int:
     """A position which no event of that time or later lies below. timestamp: Unix seconds, 0 or more."""
     whole_ms = int(min(timestamp, 1e12) * 1000) - 1  # 1 less: a double cannot tell all ticks apart
-    return min(max(whole_ms, 0) * TICKS_PER_SECOND // 1000, _MAX_POSITION)
+    return min(max(whole_ms, 0) * TICKS_PER_SECOND // 1000, MAX_POSITION)

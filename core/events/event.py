@@ -25,7 +25,8 @@ _DECODER = json.JSONDecoder()
 _ENCODER = json.JSONEncoder(allow_nan=False)
 _WHITESPACE = " \t\n\r"  # RFC 8259 section 2
 _LONGEST_REMEMBERED = 128  # characters of a path
-_STAMP_LENGTH = len(', "pubsub_timestamp": 1588132959.6066568, "pubsub_cursor": ""}\n') + 36
+_CURSOR_LENGTH = len(', "pubsub_cursor": ""}\n') + 36
+_STAMP_LENGTH = len(', "pubsub_timestamp": 1588132959.6066568') + _CURSOR_LENGTH
 
 sys.set_int_max_str_digits(MAX_INTEGER_DIGITS)
 
@@ -48,6 +49,17 @@ class Event:
         self.stamp = stamp
         text = f'{opening}, "pubsub_timestamp": {stamp.timestamp!r}, "pubsub_cursor": "{stamp.cursor}"}}\n'
         self.line = text.encode("ascii")
+
+
+def position_in(line: bytes) -> int:
+    """The position of the event that has this line."""
+    return int(line[-39:-31] + line[-30:-26] + line[-24:-21], 16)  # see core.events.cursor
+
+
+def timestamp_in(line: bytes) -> float:
+    """The pubsub_timestamp of the event that has this line."""
+    end = len(line) - _CURSOR_LENGTH
+    return float(line[line.rindex(b" ", 0, end) : end])
 
 
 def parse_payload(body: bytes, path: PublishPath, max_line_size: int) -> str:

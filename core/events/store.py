@@ -13,6 +13,7 @@ from core.events.cursor import Mark, Stamp
 from core.events.event import Draft, Event
 from core.events.idempotency import IdempotencyKey, QueueItem
 from core.events.replay import Gone, Placement, ReplayRequest
+from core.events.selection import Selection
 
 PORTION = 200  # events that are stamped or delivered in one turn of the event loop
 PAGE_EVENTS = 1000
@@ -48,20 +49,14 @@ class RememberedReply(NamedTuple):
     age: float  # seconds
 
 
-class Line(NamedTuple):
-    """An event as the backlog has it, and subscribers read it."""
-
-    position: int
-    path: str  # pubsub_path
-    line: bytes
-
-
 class Page(NamedTuple):
-    """A part of the backlog: what is held of the lines between two positions."""
+    """A part of the backlog, as one reader gets it: what lies between two positions, and is wanted."""
 
-    end: int  # position up to which it goes; there may be no line at it
-    lines: Sequence[Line]
-    gone: Gone = Gone()  # what had left, at the latest, when it was read
+    end: int  # position up to which it goes; there may be no event at it
+    data: bytes = b""  # frames
+    events: int = 0  # in it
+    first: int = 0  # position of the first of them, if there is any
+    gone: Gone = Gone()  # what had left, of all that the reader might want, at the latest when it was read
 
 
 @runtime_checkable
@@ -133,15 +128,16 @@ class Store(Protocol):
         position: about to be handed out; no later life will give an event one below it.
         """
 
-    async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:
+    async def place(self, asked: ReplayRequest | None, now: Mark, selection: Selection) -> Placement:
         """Where a subscriber begins to read, and what it is told. now: where live events begin.
 
         Raises Refused(503) if that cannot be found out.
         """
 
-    async def read(self, after: int, *, private: bool) -> Page:
-        """What comes next: public events, and private ones if asked for. Does not suspend near the end.
+    async def read(self, after: int, upto: int, selection: Selection) -> Page:
+        """What comes next of a selection, up to a position. Does not suspend near the end.
 
+        It may be nothing, with an end before upto: then so much has been looked through.
         Raises StoreError.
         """
 

@@ -1,39 +1,43 @@
 """The events in the file of a durable backlog. Blocking, so called in threads of their own.
 
 What is stored in one call is committed together, or not at all: see plugins.backlog.sqlite_file.
-Events are filed by their position, public and private ones in a table each.
+Public and private events are filed apart, by their positions: the newest as rows of a table, the older ones
+sealed, a block at a time.
 """
 
 import contextlib
+import math
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from core.counters import counters
-from core.events.cursor import TICKS_PER_SECOND, Mark, position_at
+from core.events.cursor import TICKS_PER_SECOND, Mark
 from core.events.event import Event
 from core.events.idempotency import IdempotencyKey, QueueItem
-from core.events.replay import NOTHING, Gone
-from core.events.store import PAGE_BYTES, PAGE_EVENTS, Accepted, Line, Page, RememberedReply, StoreError
-from plugins.backlog import remembered, schema
+from core.events.replay import Gone
+from core.events.selection import Selection
+from core.events.store import Accepted, Page, RememberedReply, StoreError
+from core.events.subscription import Alternative
+from plugins.backlog import blocks, remembered, schema
+from plugins.backlog.block import BLOCK_EVENTS
+from plugins.backlog.finding import find, first_since, newest
+from plugins.backlog.leaving import Leaving
+from plugins.backlog.pages import page_of
+from plugins.backlog.retention import Retention
 from plugins.backlog.schema import KINDS
+from plugins.backlog.sealing import is_to_seal, seal
+from plugins.backlog.settings import BacklogConfig
 from plugins.backlog.sqlite_file import SqliteFile
 
 RESERVED_AHEAD = TICKS_PER_SECOND  # positions
-_PRUNED_AT_ONCE = 1000  # so that no commit waits for long
 _INSERTED_AT_ONCE = (100, 10, 1)  # events in a statement
 
-_NEXT = "SELECT position, path, line, crc FROM {kind} WHERE position > :after AND position <= :upto"
-_FIRST_SINCE = """
-SELECT min(position) FROM (
-    SELECT position FROM {kind} WHERE position >= :from AND position <= :upto AND timestamp >= :timestamp
-    ORDER BY position LIMIT 1
-)
-"""
+_SEALED_FROM = 10  # blocks that a backlog must have room for: a smaller one is exact to the event
 
 
 class Write(NamedTuple):
@@ -68,18 +72,45 @@ class Clock(NamedTuple):
 
 
 class BacklogFile(SqliteFile):
-    """An open file. size: events of each kind that are kept; window: seconds that answers are remembered.
+    """An open file.
+
+    size: events of each kind that are kept. window: seconds that answers are remembered. max_bytes: that the
+    events of each kind may take.
 
     Every method raises StoreError if the file cannot be read or written.
     """
 
-    def __init__(self, path: Path, size: int, window: float) -> None:
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        window: float,
+        retention: Retention | None = None,
+        max_bytes: float = math.inf,
+    ) -> None:
         super().__init__(path)
         self._size = size
         self._window = window
-        # by kind: the latest event that has left. It is known here before it is committed: who is about to be
-        # told how much of a replay is held must not be told too much
-        self.lost = dict.fromkeys(KINDS, NOTHING)
+        self._retention = retention or Retention(BacklogConfig())
+        self._leaving = {kind: Leaving(kind, size, max_bytes, self._retention) for kind in KINDS}
+        self._is_loaded = False  # what these know of the file is so
+        self._unpacked = blocks.Unpacked()
+
+    def gone(self, kind: str, alternatives: Collection[Alternative]) -> Mark:
+        """The latest event that has left, of those that may have had all topics of one of these sets.
+
+        It is known here before it is committed: who is about to be told how much of a replay is held must not
+        be told too much.
+        """
+        return self._leaving[kind].departed.of(alternatives)
+
+    def departed(self, kind: str) -> Mark:
+        """The latest event of a kind that has left."""
+        return self._leaving[kind].departed.latest
+
+    def pushed_out(self, kind: str) -> int:
+        """The position up to which all events of a kind have left, since there were too many."""
+        return self._leaving[kind].pushed_out
 
     def open(self, now: Mark, *, from_the_start: bool) -> Life:
         """Open the file, or make it: its memory begins now. Raises OSError, StartError, StoreError.
@@ -99,18 +130,13 @@ class BacklogFile(SqliteFile):
     def _read_life(self) -> Life:
         connection = self._writing()
         row = connection.execute("SELECT * FROM life").fetchone()
-        newest = {
-            kind: connection.execute(
-                f"SELECT position, timestamp FROM {kind} ORDER BY position DESC LIMIT 1"  # noqa: S608
-            ).fetchone()
-            for kind in KINDS
-        }
-        lost = connection.execute("SELECT kind, lost_position, lost_timestamp FROM kinds").fetchall()
-        if row is None or len(lost) != len(KINDS):
+        (kinds,) = connection.execute("SELECT count(*) FROM kinds").fetchone()
+        if row is None or kinds != len(KINDS):
             raise StoreError(f"{self._path}: is damaged: it lacks what it was made with")
+        self._load(connection)
         began_position, began_timestamp, from_the_start, reserved = row
-        self.lost |= {kind: Mark(position, timestamp) for kind, position, timestamp in lost if position}
-        last = {kind: Mark(*mark) if mark else self.lost[kind] for kind, mark in newest.items()}
+        newest_of = {kind: newest(connection, kind) for kind in KINDS}
+        last = {kind: mark or self.departed(kind) for kind, mark in newest_of.items()}
         ends = {kind: mark.position for kind, mark in last.items()}
         timestamp = max(0.0, *(mark.timestamp for mark in last.values()))
         return Life(
@@ -118,8 +144,14 @@ class BacklogFile(SqliteFile):
             bool(from_the_start),
             Mark(max(reserved, *ends.values()), timestamp),
             ends,
-            {kind: mark and mark[1] for kind, mark in newest.items()},
+            {kind: mark and mark.timestamp for kind, mark in newest_of.items()},
         )
+
+    def _load(self, connection: sqlite3.Connection) -> None:
+        known = connection.execute("SELECT text FROM retention").fetchone()
+        for leaving in self._leaving.values():
+            leaving.load(connection, with_rules=known == (self._retention.text,))
+        self._is_loaded = True
 
     def open_reader(self) -> None:
         """Open the connection of the thread that reads.
@@ -179,21 +211,20 @@ class BacklogFile(SqliteFile):
             if self.has_failed:
                 _forget_beyond(connection, end)
             last = 0
-            lost: dict[str, Mark] = {}
-            for kind in KINDS:
+            for kind, leaving in self._leaving.items():
                 private = kind == "private"
                 events = [
                     event for write in writes for event in write.events if event.path.private == private
                 ]
                 if events:
                     last = max(last, events[-1].stamp.position)
-                    _insert(connection, kind, events)
-                    lost |= self._push_out(connection, kind)
+                    leaving.held.rows += len(events)
+                    leaving.held.row_size += _insert(connection, kind, events)
+                    leaving.push_out(connection)
             self._store_answers(connection, writes, now)
             items = [(item, write.accepted.last.position) for write in writes for item in write.items]
             remembered.keep_items(connection, items, now)
             _reserve(connection, last)
-            self.lost = self.lost | lost
         self.has_failed = False
 
     def _store_answers(self, connection: sqlite3.Connection, writes: Sequence[Write], now: float) -> None:
@@ -212,48 +243,62 @@ class BacklogFile(SqliteFile):
         with self._transaction() as connection:
             _reserve(connection, position)
 
-    def push_out(self) -> None:
-        """Let go of what is more than `size`, which may be less than it was in an earlier life."""
+    def tidy_up(self) -> int:
+        """Do what a life begins with. How many blocks are found to be damaged.
+
+        What is more than `size` or max_bytes leaves, which may be less than in an earlier life. What was
+        swept by other rules of retention does not count. Summaries are looked at: later on they are believed.
+        """
+        damaged = 0
         with self._transaction() as connection:
-            for kind in KINDS:
-                connection.execute(
-                    f"UPDATE kinds SET held = (SELECT count(*) FROM {kind}) WHERE kind = ?",  # noqa: S608
-                    (kind,),  # after a repair by hand
-                )
-                self.lost = self.lost | self._push_out(connection, kind)
+            if connection.execute("SELECT text FROM retention").fetchone() != (self._retention.text,):
+                connection.execute("DELETE FROM rules")
+                connection.execute("DELETE FROM retention")
+                connection.execute("INSERT INTO retention VALUES (?)", (self._retention.text,))
+            for kind, leaving in self._leaving.items():
+                damaged += blocks.mark_damaged(connection, kind)
+                leaving.push_out(connection)
+        return damaged
 
-    def _push_out(self, connection: sqlite3.Connection, kind: str) -> dict[str, Mark]:
-        (held,) = connection.execute("SELECT held FROM kinds WHERE kind = ?", (kind,)).fetchone()
-        if held <= self._size:
-            return {}
-        mark = connection.execute(
-            f"SELECT position, timestamp FROM {kind} ORDER BY position LIMIT 1 OFFSET ?",  # noqa: S608
-            (held - self._size - 1,),
-        ).fetchone()
-        return _forget(connection, kind, Mark(*mark))
-
-    def prune(self, before: Mapping[str, float], now: float) -> bool:
+    def prune(self, before: Mapping[str, Sequence[float]], now: float) -> bool:
         """Let go of some events from before a time, and of what was remembered. Whether there is more.
 
-        before: timestamps by kind; now: seconds that the file has lived.
+        before: timestamps by kind, and by rule of retention; now: seconds that the file has lived.
         """
         more = False
-        lost: dict[str, Mark] = {}
         with self._transaction() as connection:
-            for kind in KINDS:
-                count, position, timestamp = connection.execute(
-                    "SELECT count(*), max(position), max(timestamp) FROM ("  # noqa: S608
-                    f"SELECT position, timestamp FROM {kind} ORDER BY position LIMIT ?) WHERE timestamp < ?",
-                    (_PRUNED_AT_ONCE, before[kind]),
-                ).fetchone()
-                if count:
-                    lost |= _forget(connection, kind, Mark(position, timestamp))
-                    more = more or count == _PRUNED_AT_ONCE
+            for kind, leaving in self._leaving.items():
+                more = leaving.sweep(connection, before[kind]) or more
             remembered.forget_answers(connection, now, self._window)
             if not more:  # it looks at all of them, and will be called again
                 remembered.forget_items(connection, now)
-            self.lost = self.lost | lost
         return more
+
+    @property
+    def rows(self) -> int:
+        """How many events are not in blocks."""
+        return sum(leaving.held.rows for leaving in self._leaving.values())
+
+    @property
+    def is_to_seal(self) -> bool:
+        """Whether there is enough for a block, and as much as that besides, which is read most."""
+        return self._size >= _SEALED_FROM * BLOCK_EVENTS and any(
+            is_to_seal(leaving.held) for leaving in self._leaving.values()
+        )
+
+    def seal(self) -> bool:
+        """Put the oldest of the rows into a block. Whether there is more to seal.
+
+        It need not be on the disk at once: until it is, a power cut makes them rows again.
+        """
+        if self.has_failed or not self.is_to_seal:  # until a write tells what a failed one has left behind
+            return False
+        with self._transaction(durable=False) as connection:
+            for leaving in self._leaving.values():
+                if is_to_seal(leaving.held):
+                    seal(connection, leaving.kind, leaving.held)
+                    break
+        return self.is_to_seal
 
     def remembered(self, now: float) -> list[RememberedReply]:
         """The answers that are still good, the oldest first. now: seconds that the file has lived."""
@@ -267,26 +312,20 @@ class BacklogFile(SqliteFile):
         with self._reading() as connection:
             return remembered.items(connection, queue, now)
 
-    def read(self, after: int, upto: int, kinds: Sequence[str]) -> Page:
-        """The next events of those kinds, up to a position."""
-        select = " UNION ALL ".join(_NEXT.format(kind=kind) for kind in kinds)
-        lines: list[Line] = []
-        size = 0
+    def read(self, after: int, upto: int, selection: Selection) -> Page:
+        """The next events of a selection, up to a position, about a page at most."""
+        kinds = {"public": selection.public, "private": selection.private}
         with self._reading() as connection:
-            connection.execute("BEGIN")  # what has left is asked in the same moment
-            lost = dict(connection.execute("SELECT kind, lost_position FROM kinds").fetchall())
-            rows = connection.execute(f"{select} ORDER BY position", {"after": after, "upto": upto})
-            for position, path, line, crc in rows:
-                if zlib.crc32(line) != crc:
-                    raise sqlite3.DatabaseError(f"the event at position {position} is damaged")
-                size += len(line)
-                if lines and (len(lines) == PAGE_EVENTS or size > PAGE_BYTES):
-                    break
-                lines.append(Line(position, path, line))
-            rows.close()
+            connection.execute("BEGIN")  # so that events that are sealed meanwhile are not missed
+            found = [
+                find(connection, self._unpacked, kind, after, upto, alternatives, selection.wanted)
+                for kind, alternatives in kinds.items()
+                if alternatives
+            ]
             connection.execute("COMMIT")  # or the file's log could not be cut back
-        end = lines[-1].position if lines else upto
-        return Page(end, lines, Gone(*(lost[kind] for kind in kinds)))
+        # asked behind that: what has left before is among it
+        gone = Gone(*(self.gone(kind, alternatives).position for kind, alternatives in kinds.items()))
+        return page_of(found, selection.frame, gone)
 
     def imported(self, cursor: str) -> tuple[int, bool] | None:
         """Where an event is that came with this cursor of 0.7's, and whether all that followed it came too.
@@ -300,29 +339,40 @@ class BacklogFile(SqliteFile):
         return (row[0], bool(row[1])) if row else None
 
     def first_since(self, timestamp: float, upto: int, kinds: Sequence[str]) -> int | None:
-        """The position of the first event of those kinds at that time or later."""
-        limits = {"from": position_at(timestamp), "upto": upto, "timestamp": timestamp}
+        """The position of the first event of those kinds at that time or later, up to a position."""
         with self._reading() as connection:
-            found = [
-                connection.execute(_FIRST_SINCE.format(kind=kind), limits).fetchone()[0] for kind in kinds
-            ]
-        return min((position for position in found if position is not None), default=None)
+            connection.execute("BEGIN")
+            found = [first_since(connection, self._unpacked, kind, timestamp) for kind in kinds]
+            connection.execute("COMMIT")
+        return min(
+            (position for position in found if position is not None and position <= upto), default=None
+        )
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        lost, began = self.lost, time.perf_counter_ns()
+    def _transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        began = time.perf_counter_ns()
         try:
-            with super()._transaction() as connection:
+            with super()._transaction(durable=durable) as connection:
+                if not self._is_loaded:
+                    self._load(connection)
                 yield connection
+                for leaving in self._leaving.values():
+                    leaving.departed.save(connection, leaving.kind)
         except BaseException:
-            self.lost = lost
+            self._is_loaded = False
+            for leaving in self._leaving.values():
+                leaving.departed.undo()
             counters.failed_commits += 1
             raise
-        counters.commits += 1  # by the one thread that writes
-        counters.commit_ns += time.perf_counter_ns() - began
+        for leaving in self._leaving.values():
+            leaving.departed.saved()
+        if durable:
+            counters.commits += 1  # by the one thread that writes
+            counters.commit_ns += time.perf_counter_ns() - began
 
 
-def _insert(connection: sqlite3.Connection, kind: str, events: Sequence[Event]) -> None:
+def _insert(connection: sqlite3.Connection, kind: str, events: Sequence[Event]) -> int:
+    """Make events rows. Their size in bytes."""
     # many in a statement: after each one, this thread waits for the event loop's if that is busy
     start = 0
     for count in _INSERTED_AT_ONCE:
@@ -330,11 +380,12 @@ def _insert(connection: sqlite3.Connection, kind: str, events: Sequence[Event]) 
             connection.execute(_insertion(kind, count), _row_values(events[start : start + count]))
             start += count
     connection.execute("UPDATE kinds SET held = held + ? WHERE kind = ?", (len(events), kind))
+    return sum(len(event.line) + len(event.path.text) for event in events)
 
 
 @cache
 def _insertion(kind: str, count: int) -> str:
-    return f"INSERT INTO {kind} VALUES {', '.join(['(?, ?, ?, ?, ?)'] * count)}"  # noqa: S608
+    return f"INSERT INTO {kind} VALUES {', '.join(['(?, ?, ?, ?, ?)'] * count)}"
 
 
 def _row_values(events: Sequence[Event]) -> list[object]:
@@ -345,20 +396,10 @@ def _row_values(events: Sequence[Event]) -> list[object]:
     return values
 
 
-def _forget(connection: sqlite3.Connection, kind: str, mark: Mark) -> dict[str, Mark]:
-    """Let go of the events of a kind up to that one."""
-    count = connection.execute(f"DELETE FROM {kind} WHERE position <= ?", (mark.position,)).rowcount  # noqa: S608
-    connection.execute(
-        "UPDATE kinds SET held = held - ?, lost_position = ?, lost_timestamp = ? WHERE kind = ?",
-        (count, *mark, kind),
-    )
-    return {kind: mark}
-
-
 def _forget_beyond(connection: sqlite3.Connection, end: int) -> None:
     """Undo what may have been found in SQLite's log of a COMMIT that failed."""
     for kind in KINDS:
-        count = connection.execute(f"DELETE FROM {kind} WHERE position > ?", (end,)).rowcount  # noqa: S608
+        count = connection.execute(f"DELETE FROM {kind} WHERE position > ?", (end,)).rowcount
         connection.execute("UPDATE kinds SET held = held - ? WHERE kind = ?", (count, kind))
     remembered.forget_beyond(connection, end)
 

@@ -9,11 +9,9 @@ The newest events are in memory too, so that only those who come from further ba
 import asyncio
 import errno
 import fcntl
-import functools
 import logging
 import math
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +22,7 @@ from core.events.cursor import Mark, position_of
 from core.events.event import Event
 from core.events.idempotency import IdempotencyKey, QueueItem
 from core.events.replay import NOTHING, Placement, Reach, ReplayRequest, place, place_cursor
+from core.events.selection import Selection
 from core.events.store import PORTION, Accepted, Outlet, Page, RememberedReply, StoreError
 from core.events.turns import Slice
 from core.events.waiting import MOST_WAITING
@@ -38,7 +37,6 @@ from plugins.backlog.settings import BacklogConfig
 
 log = logging.getLogger("pypubsub.backlog")
 
-_SHARED_PAGES = 16
 _GROUP_EVENTS = 10_000  # with as many, or so many bytes, a group that is stored together is long enough
 _GROUP_BYTES = 8 * 1024**2
 _CLOCK_KEPT_EVERY = 60.0  # seconds
@@ -73,14 +71,17 @@ class StoredBacklog(Backlog):
         super().__init__(config, outlet, clock)
         self._path: Final = path
         self._max_line_size = server.max_line_size
-        self._file = BacklogFile(path, config.size, server.idempotency_window)
-        self._pages: OrderedDict[tuple[int, Sequence[str]], asyncio.Task[Page]] = OrderedDict()
+        self._file = BacklogFile(
+            path, config.size, server.idempotency_window, self._retention, config.max_bytes or math.inf
+        )
         self._lock: int | None = None  # open file
         self._writing = ThreadPoolExecutor(1, "backlog writer")
         self._reading = ThreadPoolExecutor(1, "backlog reader")
         self._waiting: list[_Waiting] = []
         self._waiting_bytes = 0
         self._anything_waits = asyncio.Event()
+        self._anything_to_seal = asyncio.Event()
+        self._anything_to_seal.set()
         # by whether it is private: the last of what was appended
         self._appended: dict[bool, asyncio.Future[Accepted]] = {}
         # by whether they may see private events: position up to which others may be given to subscribers
@@ -89,6 +90,9 @@ class StoredBacklog(Backlog):
         self._writing_fails = self._trouble("write", "publishers are refused")
         self._moving_fails = self._trouble(
             "move what is stored from the -wal into the file", "nothing is lost, but the -wal grows"
+        )
+        self._sealing_fails = self._trouble(
+            "seal old events", "nothing is lost, but the file grows and replays take longer"
         )
         self._reading_fails = self._trouble("read", "replays from it are refused or break off")
         self._remembered: Sequence[RememberedReply] = ()
@@ -139,13 +143,13 @@ class StoredBacklog(Backlog):
         for name, kind in self._kinds.items():
             kind.end = kind.in_memory_after = life.ends[name]
         try:
-            self._file.push_out()
+            if damaged := self._file.tidy_up():
+                log.error("%s: %d blocks are damaged: replays break off there", self._path, damaged)
             self._keep_clock()
-            while self._file.prune(self._oldest_kept(), self._lived()):
+            while self._file.prune(self._all_kept_since(), self._lived()):
                 pass
         except StoreError as error:  # it can be read, at least
             self._writing_fails.began(str(error), _ANY)
-        self._drop_lost()
         return life.last
 
     def _open_ages(self, now: float, newest: Mapping[str, float | None]) -> None:
@@ -191,6 +195,7 @@ class StoredBacklog(Backlog):
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._write_groups(), name="write the backlog")
             tasks.create_task(self._prune_regularly(), name="prune the backlog")
+            tasks.create_task(self._seal_when_due(), name="seal the backlog")
 
     async def flush(self) -> None:
         """Wait until everything appended is delivered or refused."""
@@ -257,8 +262,10 @@ class StoredBacklog(Backlog):
                 self._refuse(group)
             else:
                 self._writing_fails.ended()
-                self._drop_lost()
+                self._drop_pushed_out()
                 await self._deliver_group(group)
+                if self._file.is_to_seal:
+                    self._anything_to_seal.set()
                 if self._file.log_has_grown:
                     await self._move_log()
 
@@ -307,49 +314,62 @@ class StoredBacklog(Backlog):
     def _bound(self, kind: Kind) -> None:
         # half of the memory for each kind: how fast old public events are read does not tell of private ones
         # and what has left as soon as it was stored is not held at all
-        while kind.recent.held_bytes > self._config.memory // 2 or (
-            kind.recent and kind.recent.oldest.position <= kind.lost.position
-        ):
-            kind.drop_oldest()
+        while kind.held_bytes > self._config.memory // 2 and (recent := kind.oldest):
+            kind.in_memory_after = kind.drop(recent)[0].position
 
     async def prune(self) -> None:
         """Let go of what is too old by now, answers too."""
         lived = self._lived()
         out_of_pace = [self._look_at_clock(kind, lived) for kind in self._kinds.values()]
+        kept_since = self._all_kept_since()
         try:
             if any(out_of_pace) or lived >= self._clock_kept + _CLOCK_KEPT_EVERY:
                 await self._in(self._writing, self._keep_clock)
-            while await self._in(self._writing, self._file.prune, self._oldest_kept(), self._lived()):
-                self._drop_lost()
+            while await self._in(self._writing, self._file.prune, kept_since, self._lived()):
+                pass
             if self._writing_fails.lasts:  # a write that changes something tells whether it can again
                 await self._in(self._writing, self._file.reserve, self.end(private=True))
                 self._writing_fails.ended()
         except StoreError as error:
             self._writing_fails.began(str(error), _ANY)
         else:
+            for (
+                name,
+                kind,
+            ) in self._kinds.items():  # not before: it would be missed
+                for _ in self._drop_old(kind, kept_since[name]):
+                    pass
             if self._moving_fails.lasts or lived >= self._log_moved + _LOG_MOVED_EVERY:
                 await self._move_log()
-        self._drop_lost()
+        self._anything_to_seal.set()  # in case that it has failed
 
-    def _oldest_kept(self) -> dict[str, float]:
-        """The timestamp that an event of each kind has at least if it is kept."""
-        moment = self._lived() - self._config.max_age
-        return {
-            name: kind.ages.stamped(moment) if self._config.max_age else -math.inf
-            for name, kind in self._kinds.items()
-        }
+    def _all_kept_since(self) -> dict[str, list[float]]:
+        return {name: self._kept_since(kind, self._lived()) for name, kind in self._kinds.items()}
 
-    def _drop_lost(self) -> None:
+    def _drop_pushed_out(self) -> None:
+        """Let go in memory of what has been pushed out of the file."""
         for name, kind in self._kinds.items():
-            kind.lost = self._file.lost[name]
-            while kind.recent and kind.recent.oldest.position <= kind.lost.position:
-                kind.drop_oldest()
+            pushed_out = self._file.pushed_out(name)
+            while (recent := kind.oldest) and recent.oldest.position <= pushed_out:
+                kind.drop(recent)
 
-    def _reach(self, private: bool) -> Reach:
-        lost = self._file.lost  # which knows it first
-        return Reach(
-            self._began, lost["public"], lost["private"] if private else NOTHING, self._from_the_start
-        )
+    def _reach(self, selection: Selection) -> Reach:
+        lost = self._file.gone("private", selection.private) if selection.reads_private else NOTHING
+        return Reach(self._began, self._file.gone("public", selection.public), lost, self._from_the_start)
+
+    # Sealing
+
+    async def _seal_when_due(self) -> None:
+        """Have the oldest rows put into blocks; what is to be written comes in between."""
+        while True:
+            await self._anything_to_seal.wait()
+            self._anything_to_seal.clear()
+            try:
+                while await self._in(self._writing, self._file.seal):
+                    pass
+                self._sealing_fails.ended()
+            except StoreError as error:
+                self._sealing_fails.began(str(error), _ANY)
 
     # Reading
 
@@ -370,19 +390,19 @@ class StoredBacklog(Backlog):
                 else:
                     self._reserved[private] = position + RESERVED_AHEAD
 
-    async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:
+    async def place(self, asked: ReplayRequest | None, now: Mark, selection: Selection) -> Placement:
         """Where a subscriber begins to read, and what it is told."""
         try:
             if asked and asked.cursor is not None and position_of(asked.cursor) is None:
-                return await self._place_imported(asked.cursor, now, private)
-            return await super().place(asked, now, private=private)
+                return await self._place_imported(asked.cursor, now, selection)
+            return await super().place(asked, now, selection)
         except StoreError as error:
             raise Refused(503, "the backlog cannot be read: ask again", headers=RETRY_AFTER) from error
 
-    async def _place_imported(self, cursor: str, now: Mark, private: bool) -> Placement:
+    async def _place_imported(self, cursor: str, now: Mark, selection: Selection) -> Placement:
         """Where to go on after a cursor of 0.7's: a place if its event was imported."""
         found = await self._in_reader(self._file.imported, cursor)
-        reach = self._reach(private)
+        reach = self._reach(selection)
         if found is None:
             return place_cursor(None, reach, now.position)
         position, whole = found
@@ -393,38 +413,11 @@ class StoredBacklog(Backlog):
         upto = self.end(private=private)
         return await self._in_reader(self._file.first_since, timestamp, upto, kinds_seen(private))
 
-    async def read(self, after: int, *, private: bool) -> Page:
+    async def read(self, after: int, upto: int, selection: Selection) -> Page:
         """What comes after a position: from memory, or older events from the file. Raises StoreError."""
-        if all(after >= kind.in_memory_after for kind in self._seen(private)):
-            return await super().read(after, private=private)
-        return await self._page(after, kinds_seen(private), self.end(private=private))
-
-    async def _page(self, after: int, kinds: Sequence[str], upto: int) -> Page:
-        """A page of the file, read once for all who come from the same place at about the same time.
-
-        upto: the end of what has been delivered; what is stored beyond must not be read yet. For those who
-        come later it may be further on: the page says how far it was read.
-        """
-        key = (after, kinds)
-        page = self._pages.get(key)
-        if page is None or self._is_outdated(page, after, kinds):
-            reading = self._in_reader(self._file.read, after, upto, kinds)
-            page = self._pages[key] = asyncio.create_task(reading, name="read a page of the backlog")
-            page.add_done_callback(functools.partial(self._forget_failed_page, key))
-            if len(self._pages) > _SHARED_PAGES:
-                self._pages.popitem(last=False)
-        return await asyncio.shield(page)  # others may wait for it too
-
-    def _is_outdated(self, page: asyncio.Task[Page], after: int, kinds: Sequence[str]) -> bool:
-        """Whether something may have left of what was read."""
-        if not page.done():
-            return False
-        lost = [self._file.lost[kind].position for kind in kinds]
-        return any(now > max(then, after) for now, then in zip(lost, page.result().gone, strict=False))
-
-    def _forget_failed_page(self, key: tuple[int, Sequence[str]], page: asyncio.Task[Page]) -> None:
-        if page.cancelled() or page.exception():
-            self._pages.pop(key, None)
+        if all(after >= kind.in_memory_after for kind in self._seen(selection.reads_private)):
+            return await super().read(after, upto, selection)
+        return await self._in_reader(self._file.read, after, upto, selection)
 
     async def _in_reader(self, call: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
         try:

@@ -1,13 +1,14 @@
 """The backlog, in memory: the newest events, for subscribers who were away or have fallen behind.
 
-Public and private events are bounded apart, by number and by age, and each kind's memory of what has left is
-its own. So what a subscriber to public events gets, is told and no longer gets does not depend on private
+Public and private events are bounded apart, by number, bytes and age, and each kind's memory of what has left
+is its own. So what a subscriber to public events gets, is told and no longer gets does not depend on private
 ones.
 """
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 from core.events.cursor import Mark, position_of
 from core.events.event import Event
@@ -23,18 +24,15 @@ from core.events.replay import (
     place,
     place_cursor,
 )
-from core.events.store import (
-    PAGE_BYTES,
-    PAGE_EVENTS,
-    Accepted,
-    Outlet,
-    Page,
-    delivered,
-)
+from core.events.selection import Selection
+from core.events.store import Accepted, Outlet, Page, delivered
 from plugins import Plugin
 from plugins.backlog.ages import Ages, since_boot
+from plugins.backlog.departed import Departed, keys_of
+from plugins.backlog.pages import page_of
 from plugins.backlog.recent import Recent
-from plugins.backlog.settings import BacklogConfig
+from plugins.backlog.retention import Retention
+from plugins.backlog.settings import IN_MEMORY_AT_MOST, BacklogConfig
 
 _PRUNINGS = 20  # by age, in max_age
 _PRUNING_PAUSES = (0.25, 60.0)  # seconds, the shortest and the longest
@@ -43,19 +41,40 @@ _PRUNING_PAUSES = (0.25, 60.0)  # seconds, the shortest and the longest
 class Kind:
     """What is held of the public events, or of the private ones."""
 
-    def __init__(self) -> None:
-        self.recent = Recent()
+    def __init__(self, rules: int) -> None:
+        self.recents = [Recent() for _ in range(rules)]  # by the rule by which their events are kept
+        self.held = 0  # events
+        self.held_bytes = 0
         self.ages = Ages([(0.0, 0.0)])
         self.end = 0  # position of the last event that was delivered
-        self.lost = NOTHING  # the latest event that has left the backlog
-        self.in_memory_after = 0  # position: what the backlog holds from later on is in `recent`
+        self.departed = Departed()
+        self.in_memory_after = 0  # position: what the backlog holds from later on is in `recents`
 
-    def drop_oldest(self) -> Mark:
-        """Take the oldest event out of memory."""
-        oldest = self.recent.oldest
-        self.recent.drop_oldest()
-        self.in_memory_after = oldest.position
-        return oldest
+    @property
+    def newest_timestamp(self) -> float:
+        """That of the last event that was added, whether it is still held or not; 0 if none was."""
+        return max(recent.newest_timestamp for recent in self.recents)
+
+    def add(self, event: Event, rule: int) -> None:
+        """Hold another event, kept by a rule."""
+        self.held += 1
+        self.held_bytes += self.recents[rule].add(event)
+
+    @property
+    def oldest(self) -> Recent | None:
+        """Which has the oldest event; None if there is no event."""
+        if len(self.recents) == 1:
+            return self.recents[0] or None
+        return min(
+            (recent for recent in self.recents if recent), key=lambda recent: recent.oldest, default=None
+        )
+
+    def drop(self, recent: Recent) -> tuple[Mark, str]:
+        """Take the oldest event out of one of the `recents`. Which it was, and its path."""
+        mark, path = recent.oldest, recent.oldest_path
+        self.held -= 1
+        self.held_bytes -= recent.drop_oldest()
+        return mark, path
 
 
 class Backlog(LocalStore, Plugin):
@@ -70,8 +89,9 @@ class Backlog(LocalStore, Plugin):
         super().__init__(outlet)
         self._config = config
         self._clock = clock
-        self._public = Kind()
-        self._private = Kind()
+        self._retention = Retention(config)
+        self._public = Kind(len(self._retention.rules))
+        self._private = Kind(len(self._retention.rules))
         self._kinds = {"public": self._public, "private": self._private}
         self._began = Mark(0, 0.0)
         self._from_the_start = False  # an earlier life, if there was one, left nothing behind
@@ -83,9 +103,18 @@ class Backlog(LocalStore, Plugin):
     def plan(self) -> list[str]:
         """What is kept, in words."""
         config = self._config
-        age = f", for {config.max_age:g} seconds at most" if config.max_age else ""
         where = config.storage or "in memory"
-        return [f"backlog: {config.size} public and as many private events{age}, {where}"]
+        most = config.max_bytes or (None if config.storage else IN_MEMORY_AT_MOST)
+        bounds = f", {most} bytes of each at most" if most else ""
+        age = f", for {config.max_age:g} seconds at most" if config.max_age else ""
+        lines = [f"backlog: {config.size} public and as many private events{bounds}{age}, {where}"]
+        for topics, kept in config.keep.items():
+            lines.append(
+                f"backlog of {topics}: for {kept.max_age:g} seconds at most"
+                if kept.max_age
+                else f"backlog of {topics}: until others push it out"
+            )
+        return lines
 
     # A life
 
@@ -98,12 +127,12 @@ class Backlog(LocalStore, Plugin):
 
     async def run(self) -> None:
         """Let go of events that are too old, until cancelled."""
-        if self._config.max_age:
+        if self._retention.ends:
             await self._prune_regularly()
 
     async def _prune_regularly(self) -> None:
         shortest, longest = _PRUNING_PAUSES
-        pause = min(max((self._config.max_age or math.inf) / _PRUNINGS, shortest), longest)
+        pause = min(max((self._retention.shortest or longest * _PRUNINGS) / _PRUNINGS, shortest), longest)
         while True:
             await asyncio.sleep(pause)
             await self.prune()
@@ -113,13 +142,25 @@ class Backlog(LocalStore, Plugin):
         now = self._clock()
         for kind in self._kinds.values():
             self._look_at_clock(kind, now)
-            before = kind.ages.stamped(now - self._config.max_age)
-            while kind.recent and kind.recent.oldest.timestamp < before:
-                kind.lost = kind.drop_oldest()
+            for mark, path in self._drop_old(kind, self._kept_since(kind, now)):
+                kind.departed.leave(keys_of(path), mark)
+
+    def _kept_since(self, kind: Kind, now: float) -> list[float]:
+        """By rule of retention, the timestamp that an event has at least if it is kept."""
+        return [
+            kind.ages.stamped(now - rule.max_age) if rule.max_age else -math.inf
+            for rule in self._retention.rules
+        ]
+
+    def _drop_old(self, kind: Kind, kept_since: Sequence[float]) -> Iterator[tuple[Mark, str]]:
+        """Take out of memory what is older. What it was."""
+        for recent, timestamp in zip(kind.recents, kept_since, strict=True):
+            while recent and recent.oldest.timestamp < timestamp:
+                yield kind.drop(recent)
 
     def _look_at_clock(self, kind: Kind, now: float) -> bool:
         """Note what has been stamped by now. Whether stamps have not kept pace with the clock."""
-        newest = kind.recent.newest_timestamp
+        newest = kind.newest_timestamp
         return bool(newest) and kind.ages.look(now, newest)
 
     # Writing
@@ -137,52 +178,55 @@ class Backlog(LocalStore, Plugin):
         return delivered(events)
 
     def _keep(self, event: Event) -> None:
-        kind = self._private if event.path.private else self._public
-        kind.recent.add(event)
+        path = event.path
+        kind = self._private if path.private else self._public
+        kind.add(event, self._retention.rule_of[path.text])
         self._bound(kind)
         kind.end = event.stamp.position
         self._outlet.deliver(event)
 
     def _bound(self, kind: Kind) -> None:
-        while len(kind.recent) > self._config.size:
-            kind.lost = kind.drop_oldest()
+        most = self._config.max_bytes or IN_MEMORY_AT_MOST
+        while (kind.held > self._config.size or kind.held_bytes > most) and (recent := kind.oldest):
+            mark, path = kind.drop(recent)
+            kind.departed.leave(keys_of(path), mark)
 
     # Reading
 
     def _seen(self, private: bool) -> tuple[Kind, ...]:
         return (self._public, self._private) if private else (self._public,)
 
-    async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:
+    async def place(self, asked: ReplayRequest | None, now: Mark, selection: Selection) -> Placement:
         """Where a subscriber begins to read, and the verdict on the replay that it asked for, if any."""
         if asked is None:
             return Placement(now.position, None)
         if asked.cursor is not None:
-            return place_cursor(position_of(asked.cursor), self._reach(private), now.position)
+            return place_cursor(position_of(asked.cursor), self._reach(selection), now.position)
         since = asked.since or 0.0
-        first = await self._first_since(since, private)
+        first = await self._first_since(since, selection.reads_private)
         # the verdict after the look at the events: what has left before it is among what is lost
-        reach = self._reach(private)
+        reach = self._reach(selection)
         # not beyond now, also if all that was held by then has been pushed out meanwhile by what came later
         after = now.position if first is None else min(first - 1, now.position)
         return place(after, judge_since(since, reach), reach)
 
-    def _reach(self, private: bool) -> Reach:
-        lost = self._private.lost if private else NOTHING
-        return Reach(self._began, self._public.lost, lost, self._from_the_start)
+    def _reach(self, selection: Selection) -> Reach:
+        """How far back a selection goes."""
+        lost = self._private.departed.of(selection.private) if selection.reads_private else NOTHING
+        return Reach(self._began, self._public.departed.of(selection.public), lost, self._from_the_start)
+
+    def _gone(self, selection: Selection) -> Gone:
+        reach = self._reach(selection)
+        return Gone(reach.public.position, reach.private.position)
 
     async def _first_since(self, timestamp: float, private: bool) -> int | None:
         """The position of the first event at that time or later, None if there is none."""
-        found = (kind.recent.first_since(timestamp) for kind in self._seen(private))
+        recents = chain.from_iterable(kind.recents for kind in self._seen(private))
+        found = (recent.first_since(timestamp) for recent in recents)
         return min((position for position in found if position is not None), default=None)
 
-    async def read(self, after: int, *, private: bool) -> Page:
-        """What is held after a position, in order, up to the size of a page. Does not suspend."""
-        kinds = self._seen(private)
-        found = [kind.recent.after(after, PAGE_EVENTS, PAGE_BYTES) for kind in kinds]
-        # a kind of which there is more may have an event right behind its page
-        end = min(
-            (lines[-1].position for lines, more in found if more),
-            default=max(after, self.end(private=private)),
-        )
-        lines = sorted(line for lines, _ in found for line in lines if line.position <= end)
-        return Page(end, lines, Gone(*(kind.lost.position for kind in kinds)))
+    async def read(self, after: int, upto: int, selection: Selection) -> Page:
+        """What is held after a position of a selection, about a page at most. Does not suspend."""
+        recents = chain.from_iterable(kind.recents for kind in self._seen(selection.reads_private))
+        found = [recent.after(after, upto, selection.wanted) for recent in recents]
+        return page_of(found, selection.frame, self._gone(selection))

@@ -77,10 +77,10 @@ def forget_answers(connection: sqlite3.Connection, now: float, window: float) ->
     (count,) = connection.execute("SELECT count(*) FROM answers").fetchone()
     if count <= MAX_REMEMBERED * _MOST_ANSWERS:
         return
-    counts = connection.execute(f"SELECT {_PUBLISHER}, count(*) FROM answers GROUP BY 1").fetchall()  # noqa: S608
+    counts = connection.execute(f"SELECT {_PUBLISHER}, count(*) FROM answers GROUP BY 1").fetchall()
     share = fair_share((count for _, count in counts), MAX_REMEMBERED)
     connection.executemany(
-        "DELETE FROM answers WHERE scope IN (SELECT scope FROM answers "  # noqa: S608
+        "DELETE FROM answers WHERE scope IN (SELECT scope FROM answers "
         f"WHERE {_PUBLISHER} = ? ORDER BY at LIMIT ?)",
         [(publisher, count - share) for publisher, count in counts if count > share],
     )

@@ -7,7 +7,7 @@ from core.errors import StartError
 from core.events.cursor import Mark
 
 _APPLICATION_ID = 0x50505362  # "PPSb", in the file's header
-_VERSION = 1
+_VERSION = 2  # 1: events are rows, and nothing else
 KINDS = ("public", "private")
 
 _SCHEMA = """
@@ -35,6 +35,15 @@ CREATE TABLE answers (  -- scope: IdempotencyKey.name
 CREATE INDEX answers_at ON answers (at);
 """
 
+_BLOCKS = """
+CREATE TABLE IF NOT EXISTS {kind}_blocks (  -- class Summary
+    last INTEGER PRIMARY KEY, first_timestamp REAL NOT NULL, last_timestamp REAL NOT NULL,
+    events INTEGER NOT NULL, size INTEGER NOT NULL, topics BLOB NOT NULL, crc INTEGER NOT NULL,
+    summary_crc INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS {kind}_data (last INTEGER PRIMARY KEY, data BLOB NOT NULL);
+"""
+
 _LATER_TABLES = """
 CREATE TABLE IF NOT EXISTS items (  -- of queues, that events came from; position: of the last event beside it
     queue TEXT NOT NULL, id BLOB NOT NULL, position INTEGER NOT NULL, until REAL NOT NULL,
@@ -51,6 +60,18 @@ CREATE TABLE IF NOT EXISTS clock (  -- one row: class Clock
 CREATE TABLE IF NOT EXISTS ages (  -- the newest timestamp when the file had lived so long: see ages.py
     kind TEXT NOT NULL, lived REAL NOT NULL, timestamp REAL NOT NULL
 );
+CREATE TABLE IF NOT EXISTS departed (  -- the latest event of each topic that has left: see departed.py
+    kind TEXT NOT NULL, topic INTEGER NOT NULL, position INTEGER NOT NULL, timestamp REAL NOT NULL,
+    PRIMARY KEY (kind, topic)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS floors (  -- the same of all topics that are not in it
+    kind TEXT PRIMARY KEY, position INTEGER NOT NULL, timestamp REAL NOT NULL
+);
+INSERT OR IGNORE INTO floors SELECT kind, lost_position, lost_timestamp FROM kinds;
+CREATE TABLE IF NOT EXISTS rules (  -- up to which position what is too old has left, by rule of retention
+    kind TEXT NOT NULL, rule INTEGER NOT NULL, swept INTEGER NOT NULL, PRIMARY KEY (kind, rule)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS retention (text TEXT NOT NULL);  -- which rules these are: one row
 """
 
 
@@ -72,14 +93,16 @@ def is_empty(connection: sqlite3.Connection, path: Path) -> bool:
 
 
 def create(connection: sqlite3.Connection, began: Mark, *, from_the_start: bool) -> None:
-    """Make all tables, of a backlog whose memory begins there."""
+    """Make a backlog whose memory begins there; complete() makes the rest of its tables."""
     connection.executescript(_SCHEMA)
     connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {_VERSION}")
     connection.execute("INSERT INTO life VALUES (?, ?, ?, ?)", (*began, from_the_start, began.position))
     connection.execute("COMMIT")
 
 
 def complete(connection: sqlite3.Connection) -> None:
-    """Make the tables which files of earlier versions lack, and do not miss."""
-    connection.executescript(_LATER_TABLES)
+    """Make the tables that a file of an earlier version lacks. Its events are sealed little by little."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version < _VERSION:
+        tables = "".join(_BLOCKS.format(kind=kind) for kind in KINDS) + _LATER_TABLES
+        connection.executescript(f"BEGIN IMMEDIATE;{tables}PRAGMA user_version = {_VERSION};COMMIT;")

@@ -116,15 +116,23 @@ class SqliteFile:
         )
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """What is written in the block is committed at its end; after an error nothing of it is."""
+    def _transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """What is written in the block is committed at its end; after an error nothing of it is.
+
+        durable: whether it is on the disk by then. If not, a power cut undoes it, unless a durable one came
+        later.
+        """
         with self._database_errors():
             self._check_in_place()
             try:
                 connection = self._writing()
+                if not durable:
+                    connection.execute("PRAGMA synchronous = NORMAL")
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
                 connection.execute("COMMIT")
+                if not durable:
+                    connection.execute("PRAGMA synchronous = FULL")
                 if self._wal_inode is None:
                     with contextlib.suppress(FileNotFoundError):
                         self._wal_inode = Path(f"{self._path}-wal").stat().st_ino

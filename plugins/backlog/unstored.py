@@ -8,6 +8,7 @@ from core.events.event import Event
 from core.events.idempotency import IdempotencyKey, QueueItem
 from core.events.local_store import LocalStore
 from core.events.replay import Placement, ReplayRequest
+from core.events.selection import Selection
 from core.events.store import Accepted, Page, delivered
 from plugins import Plugin
 
@@ -37,10 +38,10 @@ class Unstored(LocalStore, Plugin):
         """The position 0, since nothing can be read."""
         return 0
 
-    async def place(self, asked: ReplayRequest | None, now: Mark, *, private: bool) -> Placement:  # noqa: ARG002
+    async def place(self, asked: ReplayRequest | None, now: Mark, selection: Selection) -> Placement:  # noqa: ARG002
         """Every subscriber begins to read with the live events."""
         return Placement(now.position, "none" if asked else None)
 
-    async def read(self, after: int, *, private: bool) -> Page:  # noqa: ARG002
+    async def read(self, after: int, upto: int, selection: Selection) -> Page:  # noqa: ARG002
         """A page without a line."""
-        return Page(after, ())
+        return Page(upto)

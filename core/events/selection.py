@@ -1,0 +1,56 @@
+"""What a reader of the backlog gets of it: which events, and how they are written.
+
+A store is told by topics what it need not look at, and asks about the path of the rest.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Final
+
+from core.events.subscription import Alternative
+from core.events.topics import PublishPath, publish_path
+
+_MOST_PATHS = 1000  # of which it is remembered whether they are wanted
+
+
+class WantedPaths(dict[str, bool]):
+    """Whether events of a path are wanted."""
+
+    def __init__(self, wants: Callable[[PublishPath], bool]) -> None:
+        super().__init__()
+        self._wants = wants
+
+    def __missing__(self, path: str) -> bool:
+        """Look, and remember it with some others."""
+        if len(self) >= _MOST_PATHS:
+            self.clear()
+        wanted = self[path] = self._wants(publish_path(path))
+        return wanted
+
+
+class Selection:
+    """Which events a reader gets, and their frames.
+
+    public: sets of topics: a public event that is wanted has all topics of one of them.
+    private: the same of private events, without `private`; empty for who may read none of them.
+    wants: whether events of a path are wanted, and may be read.
+    frame: makes the frame of an event's line.
+    """
+
+    __slots__ = ("frame", "private", "public", "wanted")
+
+    def __init__(
+        self,
+        public: Collection[Alternative],
+        private: Collection[Alternative],
+        wants: Callable[[PublishPath], bool],
+        frame: Callable[[bytes], bytes],
+    ) -> None:
+        self.public: Final = public
+        self.private: Final = private
+        self.wanted: Final = WantedPaths(wants)
+        self.frame: Final = frame
+
+    @property
+    def reads_private(self) -> bool:
+        """Whether it may read any private events."""
+        return bool(self.private)

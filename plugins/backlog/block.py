@@ -1,0 +1,128 @@
+"""A block: events of one kind that follow one another, some hundred to a thousand, compressed together.
+
+Its data is a frame of zstd (RFC 8878). What it holds: the length of the list of paths (4 bytes, big-endian),
+that list (JSON), for each event the number of its path in it (2 bytes, little-endian), and the lines.
+
+Beside its data a block has a summary, by which it is found: up to which position it goes, the times of its
+first and last event, and its topics, 4 bytes for each (departed.topic_key). Both have a checksum.
+"""
+
+import json
+import sqlite3
+import struct
+import sys
+import zlib
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
+from typing import NamedTuple
+
+import zstandard
+
+from core.events.event import position_in, timestamp_in
+from plugins.backlog.departed import keys_of
+
+BLOCK_EVENTS = 1000
+BLOCK_BYTES = 256 * 1024  # of lines; a block has at least one event
+_LEVEL = 3  # of zstd: 9 takes four times as long for 0.9 of the bytes
+_LENGTH = struct.Struct(">I")
+_NUMBERS = struct.Struct(">qddqqq")
+
+
+class Damaged(sqlite3.DatabaseError):
+    """What is found in the file is not what was written there."""
+
+
+class Summary(NamedTuple):
+    """What is known of a block without its data. As a row of the table, in this order."""
+
+    last: int  # position up to which it goes: that of its last event when it was sealed
+    first_timestamp: float
+    last_timestamp: float
+    events: int
+    size: int  # bytes of the data
+    topics: bytes
+    crc: int  # of the data
+    summary_crc: int  # of all this
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is what was written."""
+        return self.summary_crc == _crc_of(*self[:-1])
+
+    @property
+    def topic_keys(self) -> Sequence[int]:
+        """Its topics, each as topic_key() has it."""
+        return struct.unpack(f">{len(self.topics) // 4}I", self.topics)
+
+
+def _crc_of(
+    last: int, first_timestamp: float, last_timestamp: float, events: int, size: int, topics: bytes, crc: int
+) -> int:
+    numbers = _NUMBERS.pack(last, first_timestamp, last_timestamp, events, size, crc)
+    return zlib.crc32(topics, zlib.crc32(numbers))
+
+
+def pack(events: Sequence[tuple[str, bytes]], last: int | None = None) -> tuple[Summary, bytes]:
+    """A block's summary and data. events: the path and the line of each, in order, at least one.
+
+    last: the position up to which it goes, that of its last event if it is not given.
+    """
+    numbers: dict[str, int] = {}  # by path
+    numbered = array("H", [numbers.setdefault(path, len(numbers)) for path, _ in events])
+    if sys.byteorder == "big":
+        numbered.byteswap()
+    lines = [line for _, line in events]
+    paths = json.dumps(list(numbers)).encode()
+    content = b"".join([_LENGTH.pack(len(paths)), paths, numbered.tobytes(), *lines])
+    data = zstandard.ZstdCompressor(level=_LEVEL).compress(content)
+    keys = sorted(frozenset().union(*map(keys_of, numbers)))
+    topics = struct.pack(f">{len(keys)}I", *keys)
+    known = (
+        position_in(lines[-1]) if last is None else last,
+        timestamp_in(lines[0]),
+        timestamp_in(lines[-1]),
+        len(lines),
+        len(data),
+        topics,
+        zlib.crc32(data),
+    )
+    return Summary(*known, _crc_of(*known)), data
+
+
+class Block:
+    """A block, unpacked. paths: without repeats; lines: of the events, in order."""
+
+    __slots__ = ("_first", "_last", "_numbers", "lines", "paths")
+
+    def __init__(self, summary: Summary, data: bytes) -> None:
+        """Raises Damaged if it is not what was written."""
+        if not summary.is_whole or zlib.crc32(data) != summary.crc:
+            raise Damaged(f"the block of events up to position {summary.last} is damaged")
+        content = zstandard.ZstdDecompressor().decompress(data)
+        (length,) = _LENGTH.unpack_from(content)
+        begin = _LENGTH.size + length
+        end = begin + 2 * summary.events
+        self.paths: list[str] = json.loads(content[_LENGTH.size : begin])
+        self._numbers = array("H", content[begin:end])
+        if sys.byteorder == "big":
+            self._numbers.byteswap()
+        self.lines = content[end:].splitlines(keepends=True)
+        self._first, self._last = position_in(self.lines[0]), summary.last
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        """The path and the line of each event."""
+        return zip(map(self.paths.__getitem__, self._numbers), self.lines, strict=True)
+
+    def select(self, after: int, upto: int, wanted: Mapping[str, bool]) -> list[bytes]:
+        """The lines of events after a position, up to one, whose paths are wanted."""
+        which = [wanted[path] for path in self.paths]
+        if not any(which):
+            return []
+        lines = self.lines
+        if not all(which):
+            lines = list(compress(lines, map(which.__getitem__, self._numbers)))
+        start = bisect_right(lines, after, key=position_in) if after >= self._first else 0
+        stop = bisect_right(lines, upto, key=position_in) if upto < self._last else len(lines)
+        return lines[start:stop]

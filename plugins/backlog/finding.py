@@ -1,0 +1,138 @@
+"""Where events are in a backlog's file, of one kind: in blocks, and the newest of them in rows."""
+
+import sqlite3
+import zlib
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterator, Mapping
+from itertools import accumulate
+
+from core.events.cursor import MAX_POSITION, Mark, position_at
+from core.events.event import position_in, timestamp_in
+from core.events.store import PAGE_BYTES, PAGE_EVENTS
+from core.events.subscription import Alternative
+from plugins.backlog import blocks
+from plugins.backlog.block import Damaged, Summary
+from plugins.backlog.blocks import Unpacked
+from plugins.backlog.pages import Found
+
+_MOST_BLOCKS = 8  # that are unpacked for a page
+_MOST_ROWS = 2000  # that are looked at for a page
+
+
+def find(
+    connection: sqlite3.Connection,
+    unpacked: Unpacked,
+    kind: str,
+    after: int,
+    upto: int,
+    alternatives: Collection[Alternative],
+    wanted: Mapping[str, bool],
+) -> Found:
+    """The next lines of events that are wanted, about a page of them at most.
+
+    alternatives: sets of topics, of which an event that is wanted has one. wanted: by path.
+    """
+    if after >= blocks.end(connection, kind):
+        return _find_rows(connection, kind, after, upto, wanted)
+    lasts, end = blocks.next_of(connection, kind, after, alternatives, _MOST_BLOCKS)
+    lines: list[bytes] = []
+    for last in lasts:
+        lines += unpacked.block(connection, kind, last).select(after, upto, wanted)
+        if last >= upto:
+            break
+        if _events_of_page(lines) < len(lines):
+            end = last
+            break
+    return _cut(lines, min(end, upto))
+
+
+def _find_rows(
+    connection: sqlite3.Connection, kind: str, after: int, upto: int, wanted: Mapping[str, bool]
+) -> Found:
+    rows = connection.execute(
+        f"SELECT position, path, line, crc FROM {kind} WHERE position > ? AND position <= ? "
+        "ORDER BY position LIMIT ?",
+        (after, upto, _MOST_ROWS),
+    )
+    lines: list[bytes] = []
+    size = looked = 0
+    for looked, row in enumerate(rows, 1):  # noqa: B007 (it is used behind the loop)
+        path, line = checked(row)
+        after = row[0]
+        if wanted[path]:
+            lines.append(line)
+            size += len(line)
+            if size > PAGE_BYTES or len(lines) == PAGE_EVENTS:
+                break
+    else:
+        return Found(lines, upto if looked < _MOST_ROWS else after)
+    rows.close()
+    return _cut(lines, after)
+
+
+def _cut(lines: list[bytes], end: int) -> Found:
+    """Lines, cut to a page, with their end."""
+    count = _events_of_page(lines)
+    if count < len(lines):
+        del lines[count:]
+        end = position_in(lines[-1])
+    return Found(lines, end)
+
+
+def _events_of_page(lines: list[bytes]) -> int:
+    """How many of them fit on a page, at least one."""
+    sizes = list(accumulate(map(len, lines[:PAGE_EVENTS])))
+    return max(1, bisect_right(sizes, PAGE_BYTES))
+
+
+def all_events(
+    connection: sqlite3.Connection, kind: str, after: int = 0, upto: int = MAX_POSITION
+) -> Iterator[tuple[str, bytes]]:
+    """The paths and lines of all events after a position, up to one. Raises Damaged."""
+    summaries = connection.execute(f"SELECT * FROM {kind}_blocks WHERE last > ? ORDER BY last", (after,))
+    for summary in map(Summary._make, summaries):
+        for path, line in blocks.read(connection, kind, summary):
+            if after < position_in(line) <= upto:
+                yield path, line
+        if summary.last >= upto:
+            return
+    rows = connection.execute(
+        f"SELECT position, path, line, crc FROM {kind} WHERE position > ? AND position <= ? ORDER BY 1",
+        (after, upto),
+    )
+    for row in rows:
+        yield checked(row)
+
+
+def checked(row: tuple[int, str, bytes, int]) -> tuple[str, bytes]:
+    """The path and line of a row (position, path, line, crc). Raises Damaged if the line is another."""
+    position, path, line, crc = row
+    if zlib.crc32(line) != crc:
+        raise Damaged(f"the event at position {position} is damaged")
+    return path, line
+
+
+def first_since(
+    connection: sqlite3.Connection, unpacked: Unpacked, kind: str, timestamp: float
+) -> int | None:
+    """The position of the first event at that time or later."""
+    after = position_at(timestamp)
+    if block := blocks.first_since(connection, kind, after, timestamp):
+        lines = unpacked.block(connection, kind, block.last).lines
+        return position_in(lines[bisect_left(lines, timestamp, key=timestamp_in)])
+    row: tuple[int | None] = connection.execute(
+        f"SELECT min(position) FROM (SELECT position FROM {kind} "
+        "WHERE position >= ? AND timestamp >= ? ORDER BY position LIMIT 1)",
+        (after, timestamp),
+    ).fetchone()
+    return row[0]
+
+
+def newest(connection: sqlite3.Connection, kind: str) -> Mark | None:
+    """The newest event that is held."""
+    select = "SELECT {} FROM {} ORDER BY 1 DESC LIMIT 1"
+    row = (
+        connection.execute(select.format("position, timestamp", kind)).fetchone()
+        or connection.execute(select.format("last, last_timestamp", f"{kind}_blocks")).fetchone()
+    )
+    return row and Mark(*row)
