@@ -94,7 +94,7 @@ class Daemon:
         """Whether the process is there."""
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> None:
+    def start(self, timeout: float = 10) -> None:
         """Start it, and wait until it listens."""
         self.config["server"].setdefault("port", self.port)
         self.config_path.write_text(yaml.safe_dump(self.config))
@@ -109,7 +109,7 @@ class Daemon:
         )
         self._lines = queue.Queue()
         threading.Thread(target=self._read_log, args=(self._process, self._lines), daemon=True).start()
-        line = self.logged("serves http://.*:[0-9]+$")
+        line = self.logged("serves http://.*:[0-9]+$", timeout)
         self.port = self.config["server"]["port"] = int(line.rpartition(":")[2])
 
     def start_unheard(

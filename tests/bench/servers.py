@@ -62,19 +62,21 @@ def running(
     where: str | None = None,
     size: int = 0,
     *,
-    storage: bool = False,
+    storage: bool | Path = False,
+    patience: float = 10,
     ping_interval: float = PING_INTERVAL,
     queues: Mapping[str, Any] | None = None,
     tls: Mapping[str, Any] | None = None,
     acl: Mapping[str, Any] | None = None,
 ) -> Iterator[Daemon]:
-    """A daemon with a backlog of that size, in memory or in a file beneath `where`.
+    """A daemon with a backlog of that size, in memory or in a file: one beneath `where`, or a named one.
 
-    queues: of SQS; tls: server.tls; acl: the ACL file.
+    patience: seconds that its start may take; queues: of SQS; tls: server.tls; acl: the ACL file.
     """
     with tempfile.TemporaryDirectory(prefix="pypubsub-bench-", dir=where) as directory:
+        file = f"{directory}/backlog" if storage is True else str(storage) if storage else None
         settings = {
-            "backlog": {"size": size, "storage": f"{directory}/backlog" if storage else None},
+            "backlog": {"size": size, "storage": file},
             "ping_interval": ping_interval,
             "max_payload_size": "10 MiB",  # for large batches
             "head_timeout": "1h",  # a publisher is there long before its first request
@@ -85,7 +87,7 @@ def running(
             daemon.command = [setpriv, "--pdeathsig", "TERM", *daemon.command]
         if acl:
             daemon.write_acl(acl)
-        start(daemon)
+        start(daemon, patience)
         try:
             yield daemon
         except AssertionError:
@@ -95,9 +97,9 @@ def running(
             daemon.stop()
 
 
-def start(daemon: Daemon) -> None:
-    """Start it, on the first CPU."""
-    daemon.start()
+def start(daemon: Daemon, patience: float = 10) -> None:
+    """Start it, on the first CPU. patience: seconds that it may take."""
+    daemon.start(patience)
     _pin(daemon)
 
 
@@ -112,7 +114,7 @@ def cpu_seconds(server: Server) -> float:
     return time.clock_gettime((~server.pid << 3) | 2)
 
 
-def resident_kib(server: Server) -> int:
-    """Memory the process holds."""
+def resident_kib(server: Server, which: str = "VmRSS") -> int:
+    """Memory the process holds; VmHWM: the most it has held."""
     lines = Path(f"/proc/{server.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+    return next(int(line.split()[1]) for line in lines if line.startswith(which))
