@@ -12,7 +12,7 @@ import pytest
 from bench import clients as clients_module
 from bench import command_line
 from bench.clients import Request, WrongError, body, clients, put
-from bench.command_line import DEFAULT, Measurement, main
+from bench.command_line import ALL, DEFAULT, Measurement, main
 from bench.servers import Reference, bare
 from daemon import ROOT
 
@@ -31,23 +31,32 @@ def is_spread(value: dict[str, float]) -> bool:
 
 
 @pytest.mark.timeout(180)
-def test_the_short_form_measures_all(tmp_path: Path) -> None:
-    """All that `make bench` measures; the file has it, and can be compared."""
+@pytest.mark.parametrize("names", [[], ["years"]], ids=["all", "years"])
+def test_the_short_form_measures(names: list[str], tmp_path: Path) -> None:
+    """All that `make bench` measures, if nothing is named; the file has it, and can be compared."""
     file = tmp_path / "figures.json"
-    printed = bench("--short", "--directory", tmp_path, "--out", file)
+    printed = bench(*names, "--short", "--directory", tmp_path, "--out", file)
     results: dict[str, Any] = json.loads(file.read_text())
     assert results.keys() == {"machine", "short", "measurements"}
     assert results["machine"].keys() == {"cpu", "cores", "system", "python", "commit"}
-    assert results["measurements"].keys() == DEFAULT.keys()
+    assert list(results["measurements"]) == (names or list(DEFAULT))
     compared = bench("--compare", file, file)
     for name, measured in results["measurements"].items():
-        assert measured["settings"].keys() == DEFAULT[name].usual.keys()
+        assert measured["settings"].keys() == ALL[name].usual.keys()
         assert measured["figures"]
         for figure_name, figure in measured["figures"].items():
             assert {"value"} <= figure.keys() <= {"value", "base", "against", "ratio"}
             assert all(is_spread(value) for key, value in figure.items() if key != "against")
             assert figure_name in printed
             assert figure_name in compared
+
+
+def test_a_backlog_file_is_measured_again(tmp_path: Path) -> None:
+    """It stays, with what was published beside its readers, and is not filled again."""
+    file = tmp_path / "backlog"
+    arguments: list[str | Path] = ["years", "--short", "--events", "500", "--replayed", "300", "--file", file]
+    assert "filled_per_second" in bench(*arguments)
+    assert "filled_per_second" not in bench(*arguments)
 
 
 @pytest.mark.parametrize(

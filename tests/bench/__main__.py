@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).parent.parent)  # instead of this directory, whose modules are bench's
+_TESTS = Path(__file__).resolve().parent.parent
+
+sys.path[:1] = [str(_TESTS), str(_TESTS.parent)]  # for this directory, whose modules are bench's
 
 from bench.command_line import main  # noqa: E402
 

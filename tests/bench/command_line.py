@@ -27,17 +27,21 @@ from bench.results import comparison, machine, read, write
 from bench.servers import CPUS, DISK
 from bench.stalled import stalled
 from bench.tls import over_tls
+from bench.years import years
 
 Settings = Mapping[str, float]
 
 
 class Measurement(NamedTuple):
-    """What is measured, with what settings if no others are asked for; short: those that --short changes."""
+    """What is measured, with what settings if no others are asked for; short: those that --short changes.
+
+    places: what it is told of --directory and --file.
+    """
 
     measure: Callable[..., Figures]
     usual: Settings
     short: Settings
-    on_disk: bool = False
+    places: Sequence[str] = ()
 
 
 def queues(**settings: Any) -> Figures:
@@ -92,13 +96,13 @@ DEFAULT = {
         replay,
         {"events": 30_000, "rounds": 5, "size": 200},
         {"events": 2000, "rounds": 1},
-        on_disk=True,
+        places=("directory",),
     ),
     "durable": Measurement(
         durable,
         {"events": 640, "rounds": 5, "size": 200},
         {"events": 128, "rounds": 1},
-        on_disk=True,
+        places=("directory",),
     ),
 }
 OTHERS = {
@@ -111,13 +115,19 @@ OTHERS = {
         beside,
         {"events": 100_000, "readers": 50, "size": 200},
         {"events": 2000, "readers": 5},
-        on_disk=True,
+        places=("directory",),
+    ),
+    "years": Measurement(
+        years,
+        {"events": 1_000_000, "replayed": 300_000, "rounds": 3},
+        {"events": 2000, "replayed": 1000, "rounds": 1},
+        places=("directory", "file"),
     ),
     "sqs": Measurement(
         queues,
         {"events": 2000, "rounds": 5, "size": 200},
         {"events": 100, "rounds": 1},
-        on_disk=True,
+        places=("directory",),
     ),
 }
 ALL = DEFAULT | OTHERS
@@ -150,8 +160,9 @@ def main(words: Sequence[str] | None = None) -> int:
         settings = {**each.usual, **(each.short if arguments.short else {})}
         settings |= {key: value for key, value in asked.items() if key in settings}
         print(name, *(f"{key}={value:g}" for key, value in settings.items()), flush=True)
+        places = {place: getattr(arguments, place) for place in each.places}
         try:
-            figures = each.measure(**settings, **({"directory": arguments.directory} if each.on_disk else {}))
+            figures = each.measure(**settings, **places)
         except (WrongError, AssertionError, OSError) as error:
             print(f"{name} failed: {error}", file=sys.stderr)
             return 1
@@ -191,6 +202,9 @@ def command_line() -> argparse.ArgumentParser:
         "--compare", type=Path, nargs=2, metavar=("A", "B"), help="two such files; nothing is measured"
     )
     parser.add_argument("--directory", default=DISK, help="on the disk to use (default: %(default)s)")
+    parser.add_argument(
+        "--file", type=Path, metavar="FILE", help="for `years`: made if it is not there, and kept"
+    )
     settings = parser.add_argument_group("settings of measurements, for those that have them")
     for name in _all_settings():
         kind = float if name in {"ping", "seconds"} else int
