@@ -58,7 +58,7 @@ class Pages(Unstored):
         end = min(after + PER_PAGE, upto)
         lines = [line for line in self.lines[after:end] if selection.wanted[line.path]]
         first = lines[0].position if lines else 0
-        return Page(end, b"".join(selection.frame(line.line) for line in lines), len(lines), first)
+        return Page(end, selection.frames([line.line for line in lines]), len(lines), first)
 
     def stream(self, subscription: Subscription, rights: Rights, wire: Wire, head: int) -> bytes:
         """What somebody is to get of it, with a ping where the replay ends."""

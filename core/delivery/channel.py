@@ -29,7 +29,7 @@ def selection_of(subscription: Subscription, rights: Rights, wire: Wire) -> Sele
         subscription.alternatives,
         private_alternatives(subscription, rights.readable),
         lambda path: is_for(path, subscription, rights),
-        wire.event,
+        wire.events,
     )
 
 

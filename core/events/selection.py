@@ -3,7 +3,7 @@
 A store is told by topics what it need not look at, and asks about the path of the rest.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from core.events.subscription import Alternative
@@ -33,22 +33,22 @@ class Selection:
     public: sets of topics: a public event that is wanted has all topics of one of them.
     private: the same of private events, without `private`; empty for who may read none of them.
     wants: whether events of a path are wanted, and may be read.
-    frame: makes the frame of an event's line.
+    frames: makes the frames of events' lines, joined.
     """
 
-    __slots__ = ("frame", "private", "public", "wanted")
+    __slots__ = ("frames", "private", "public", "wanted")
 
     def __init__(
         self,
         public: Collection[Alternative],
         private: Collection[Alternative],
         wants: Callable[[PublishPath], bool],
-        frame: Callable[[bytes], bytes],
+        frames: Callable[[Sequence[bytes]], bytes],
     ) -> None:
         self.public: Final = public
         self.private: Final = private
         self.wanted: Final = WantedPaths(wants)
-        self.frame: Final = frame
+        self.frames: Final = frames
 
     @property
     def reads_private(self) -> bool:

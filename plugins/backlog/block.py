@@ -115,14 +115,15 @@ class Block:
         """The path and the line of each event."""
         return zip(map(self.paths.__getitem__, self._numbers), self.lines, strict=True)
 
-    def select(self, after: int, upto: int, wanted: Mapping[str, bool]) -> list[bytes]:
-        """The lines of events after a position, up to one, whose paths are wanted."""
-        which = [wanted[path] for path in self.paths]
-        if not any(which):
-            return []
+    def select(self, after: int, upto: int, wanted: Mapping[str, bool] | None) -> list[bytes]:
+        """The lines of events after a position, up to one, whose paths are wanted; None: all are."""
         lines = self.lines
-        if not all(which):
-            lines = list(compress(lines, map(which.__getitem__, self._numbers)))
+        if wanted is not None:
+            which = [wanted[path] for path in self.paths]
+            if not any(which):
+                return []
+            if not all(which):
+                lines = list(compress(lines, map(which.__getitem__, self._numbers)))
         start = bisect_right(lines, after, key=position_in) if after >= self._first else 0
         stop = bisect_right(lines, upto, key=position_in) if upto < self._last else len(lines)
         return lines[start:stop]

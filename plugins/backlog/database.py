@@ -325,7 +325,7 @@ class BacklogFile(SqliteFile):
             connection.execute("COMMIT")  # or the file's log could not be cut back
         # asked behind that: what has left before is among it
         gone = Gone(*(self.gone(kind, alternatives).position for kind, alternatives in kinds.items()))
-        return page_of(found, selection.frame, gone)
+        return page_of(found, selection.frames, gone)
 
     def imported(self, cursor: str) -> tuple[int, bool] | None:
         """Where an event is that came with this cursor of 0.7's, and whether all that followed it came too.

@@ -2,9 +2,8 @@
 
 import sqlite3
 import zlib
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping
-from itertools import accumulate
 
 from core.events.cursor import MAX_POSITION, Mark, position_at
 from core.events.event import position_in, timestamp_in
@@ -35,15 +34,20 @@ def find(
     if after >= blocks.end(connection, kind):
         return _find_rows(connection, kind, after, upto, wanted)
     lasts, end = blocks.next_of(connection, kind, after, alternatives, _MOST_BLOCKS)
+    everything = frozenset() in alternatives
     lines: list[bytes] = []
+    size = 0
+    before = after
     for last in lasts:
-        lines += unpacked.block(connection, kind, last).select(after, upto, wanted)
+        more = unpacked.block(connection, kind, last).select(after, upto, None if everything else wanted)
+        size += sum(map(len, more))
+        if lines and (size > PAGE_BYTES or len(lines) + len(more) > PAGE_EVENTS):
+            return Found(lines, before)
+        lines += more
         if last >= upto:
-            break
-        if _events_of_page(lines) < len(lines):
-            end = last
-            break
-    return _cut(lines, min(end, upto))
+            return Found(lines, upto)
+        before = last
+    return Found(lines, min(end, upto))
 
 
 def _find_rows(
@@ -58,31 +62,14 @@ def _find_rows(
     size = looked = 0
     for looked, row in enumerate(rows, 1):  # noqa: B007 (it is used behind the loop)
         path, line = checked(row)
-        after = row[0]
         if wanted[path]:
-            lines.append(line)
             size += len(line)
-            if size > PAGE_BYTES or len(lines) == PAGE_EVENTS:
-                break
-    else:
-        return Found(lines, upto if looked < _MOST_ROWS else after)
-    rows.close()
-    return _cut(lines, after)
-
-
-def _cut(lines: list[bytes], end: int) -> Found:
-    """Lines, cut to a page, with their end."""
-    count = _events_of_page(lines)
-    if count < len(lines):
-        del lines[count:]
-        end = position_in(lines[-1])
-    return Found(lines, end)
-
-
-def _events_of_page(lines: list[bytes]) -> int:
-    """How many of them fit on a page, at least one."""
-    sizes = list(accumulate(map(len, lines[:PAGE_EVENTS])))
-    return max(1, bisect_right(sizes, PAGE_BYTES))
+            if lines and (size > PAGE_BYTES or len(lines) == PAGE_EVENTS):
+                rows.close()
+                return Found(lines, after)
+            lines.append(line)
+        after = row[0]
+    return Found(lines, upto if looked < _MOST_ROWS else after)
 
 
 def all_events(

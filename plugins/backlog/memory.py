@@ -229,4 +229,4 @@ class Backlog(LocalStore, Plugin):
         """What is held after a position of a selection, about a page at most. Does not suspend."""
         recents = chain.from_iterable(kind.recents for kind in self._seen(selection.reads_private))
         found = [recent.after(after, upto, selection.wanted) for recent in recents]
-        return page_of(found, selection.frame, self._gone(selection))
+        return page_of(found, selection.frames, self._gone(selection))

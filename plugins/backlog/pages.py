@@ -17,7 +17,7 @@ class Found(NamedTuple):
     end: int
 
 
-def page_of(found: Sequence[Found], frame: Callable[[bytes], bytes], gone: Gone) -> Page:
+def page_of(found: Sequence[Found], frames: Callable[[Sequence[bytes]], bytes], gone: Gone) -> Page:
     """The page of lines that lie between one another. It ends where the first of these parts ends."""
     end = min(part.end for part in found)
     parts = [part.lines for part in found if part.lines]
@@ -29,4 +29,4 @@ def page_of(found: Sequence[Found], frame: Callable[[bytes], bytes], gone: Gone)
         del lines[bisect_right(lines, end, key=position_in) :]
     if not lines:
         return Page(end, gone=gone)
-    return Page(end, b"".join(map(frame, lines)), len(lines), position_in(lines[0]), gone)
+    return Page(end, frames(lines), len(lines), position_in(lines[0]), gone)
