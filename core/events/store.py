@@ -53,7 +53,7 @@ class Page(NamedTuple):
     """A part of the backlog, as one reader gets it: what lies between two positions, and is wanted."""
 
     end: int  # position up to which it goes; there may be no event at it
-    data: bytes = b""  # frames
+    data: bytes | memoryview = b""  # frames
     events: int = 0  # in it
     first: int = 0  # position of the first of them, if there is any
     gone: Gone = Gone()  # what had left, of all that the reader might want, at the latest when it was read

@@ -34,12 +34,14 @@ def find(
     if after >= blocks.end(connection, kind):
         return _find_rows(connection, kind, after, upto, wanted)
     lasts, end = blocks.next_of(connection, kind, after, alternatives, _MOST_BLOCKS)
-    everything = frozenset() in alternatives
     lines: list[bytes] = []
     size = 0
     before = after
     for last in lasts:
-        more = unpacked.block(connection, kind, last).select(after, upto, None if everything else wanted)
+        block = unpacked.block(connection, kind, last)
+        if not lines and block.is_whole(after, upto, wanted):
+            return Found([], last, block)
+        more = block.select(after, upto, wanted)
         size += sum(map(len, more))
         if lines and (size > PAGE_BYTES or len(lines) + len(more) > PAGE_EVENTS):
             return Found(lines, before)
