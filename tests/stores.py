@@ -31,7 +31,7 @@ def selected(path: str = "/", *, private: bool = False) -> Selection:
 
 def positions_in(page: Page) -> list[int]:
     """Those of the events on a page of lines as they are."""
-    return [position_in(line) for line in page.data.splitlines(keepends=True)]
+    return [position_in(line) for line in bytes(page.data).splitlines(keepends=True)]
 
 
 class Delivered(list[Event]):

@@ -405,7 +405,7 @@ async def view(life: Life, moments: Sequence[float]) -> View:
     placements = [await life.ask(ReplayRequest(since=moment), private=False) for moment in moments]
     everything = await life.ask(ReplayRequest(since=-1), private=False)
     page = await life.page(everything.after, private=False)
-    lines = page.data.splitlines(keepends=True)
+    lines = bytes(page.data).splitlines(keepends=True)
     lines = [line[: -len('-8cc6-f1b2ba5f9751"}\n')] for line in lines]  # but for what is random
     return View([*placements, everything], lines, page.gone)
 

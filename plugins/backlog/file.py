@@ -12,6 +12,7 @@ import fcntl
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,7 @@ from plugins.backlog.ages import Ages, since_boot, this_boot
 from plugins.backlog.database import RESERVED_AHEAD, BacklogFile, Clock, Write
 from plugins.backlog.import_0_7 import import_old_backlog, is_old_backlog
 from plugins.backlog.memory import Backlog, Kind
+from plugins.backlog.progress import Progress
 from plugins.backlog.schema import KINDS
 from plugins.backlog.settings import BacklogConfig
 
@@ -365,11 +367,20 @@ class StoredBacklog(Backlog):
             await self._anything_to_seal.wait()
             self._anything_to_seal.clear()
             try:
-                while await self._in(self._writing, self._file.seal):
-                    pass
+                await self._seal()
                 self._sealing_fails.ended()
             except StoreError as error:
                 self._sealing_fails.began(str(error), _ANY)
+
+    async def _seal(self) -> None:
+        """Seal what there is to seal. After a long burst, or of a file of an earlier version, it may be much."""
+        progress = Progress(log, f"{self._path}: sealing old events", self._file.rows)
+        began = time.monotonic()
+        while await self._in(self._writing, self._file.seal):
+            now = time.monotonic()
+            await asyncio.sleep(now - began)  # as long as it took: others are to have the processor, too
+            began = time.monotonic()
+            progress.show(self._file.rows)
 
     # Reading
 
