@@ -55,6 +55,7 @@ events: an event's way in, and the order of events
     events/local_store      the order of events where one server makes it alone
     events/cursor           positions, cursors and timestamps
     events/replay           what a subscriber asks to have sent again, and what it can be promised
+    events/selection        which events of a store a reader gets, and in which form
 
 below all of them
 
@@ -86,6 +87,8 @@ Words that have one meaning here:
     channel       the subscribers of the same subscription, rights and wire form, who get the same bytes
     round         what is written to a channel at a time, to all of its subscribers
     live, replay  events that come after a stream's head was sent; those before, from the backlog
+    selection     what a reader of the backlog gets: by subscription, rights and wire form, as a channel live
+    block         old events of a backlog's file, sealed together; the newest are *rows*
     behind        a subscriber who is too slow for live, and reads the backlog until it has caught up
     verdict       how much of a replay can be had, as X-Replay says it: complete, partial, unknown, none
     log-in        right credentials, with what their user may do; rights may change while a stream is open

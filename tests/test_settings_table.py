@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 
@@ -24,7 +24,7 @@ def key_paths(model: type[Section], above: str = "") -> Iterator[str]:
             continue
         kinds = [field.annotation, *get_args(field.annotation)]
         below = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
-        if below:
+        if below and get_origin(field.annotation) is not dict:
             yield from key_paths(below[0], f"{above}{name}.")
         else:
             yield f"{above}{name}"

@@ -6,12 +6,22 @@ Its parts:
     unstored     the store where no backlog is asked for
     memory       the backlog in memory
     recent       the newest events in memory, public or private ones
+    pages        what a reader gets at a time, from the parts in which events are kept
+    departed     up to where events have left, by topic: what decides whether a replay is complete
+    retention    for how long events are kept, by topic
     ages         how old events are, by a clock that nobody sets
+
     file         the backlog in a file: what is stored when, and what is read from where
     database     that file, an SQLite database: its events, and what it knows of itself
+    block        old events, compressed together
+    blocks       the table of blocks: which of them may hold what is looked for
+    sealing      from rows, which the newest events are, to a block
+    finding      where in the file events are that somebody wants
+    leaving      what leaves the file, when it is too much or too old
     remembered   the answers and the items of queues that are in it
     schema       its tables
     sqlite_file  its connections, their transactions, and SQLite's log (-wal)
+    progress     how far something is that takes minutes
     import_0_7   the file of PyPubSub 0.7, turned into such a one
 """
 

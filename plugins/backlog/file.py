@@ -373,7 +373,7 @@ class StoredBacklog(Backlog):
                 self._sealing_fails.began(str(error), _ANY)
 
     async def _seal(self) -> None:
-        """Seal what there is to seal. After a long burst, or of a file of an earlier version, it may be much."""
+        """Seal what there is to seal: after a burst, or of a file of an earlier version, it may be much."""
         progress = Progress(log, f"{self._path}: sealing old events", self._file.rows)
         began = time.monotonic()
         while await self._in(self._writing, self._file.seal):

@@ -9,7 +9,7 @@ _BAR = 30  # characters
 
 
 class Progress:
-    """Something that ends when nothing is left to do. what: a sentence without its end; total: how much it is."""
+    """Something that ends when nothing is left. what: what the line begins with; total: how much there is."""
 
     def __init__(self, log: logging.Logger, what: str, total: int) -> None:
         self._log = log
