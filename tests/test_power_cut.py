@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -177,7 +178,7 @@ class Witness:
             for cursor, request in publisher.acknowledged.items()
         }
 
-    async def live(self, daemon: Daemon, size: int) -> None:
+    async def live(self, daemon: Daemon, size: int | None) -> None:
         """Check what the daemon has, then publish and watch until the power is cut."""
         with contextlib.suppress(*CUT):
             async with daemon.subscriber("/", EVERYTHING) as stream:
@@ -195,12 +196,15 @@ class Witness:
                 if not is_ping(line):
                     self.seen[json.loads(line)["pubsub_cursor"]] = digest(line)
 
-    def check(self, verdict: str, lines: Sequence[bytes], size: int) -> None:
-        """Check a replay of all that is held, which is not complete if there was more than `size`."""
+    def check(self, verdict: str, lines: Sequence[bytes], size: int | None) -> None:
+        """Check a replay of all that is held, which is not complete if there was more than `size`.
+
+        size: None for a backlog that is bounded in bytes.
+        """
         events = [json.loads(line) for line in lines]
         cursors = [event["pubsub_cursor"] for event in events]
         assert cursors == sorted(set(cursors))
-        assert verdict == "complete" or (verdict, len(events)) == ("partial", size)
+        assert verdict == "complete" or (verdict, size or len(events)) == ("partial", len(events))
         first = "" if verdict == "complete" else cursors[0]  # what was published before has been pushed out
 
         held = dict(zip(cursors, map(digest, lines), strict=True))
@@ -262,19 +266,31 @@ def has_started(daemon: Daemon) -> bool:
     return True
 
 
-def settings(disk: Disk, size: int) -> dict[str, Any]:
+def settings(disk: Disk, size: int | None) -> dict[str, Any]:
     """With room for large events."""
-    return merged(config(disk.storage, size), {"server": {"max_payload_size": 500_000}})
+    backlog = {} if size else {"backlog": {"max_bytes": "1 MiB"}}
+    bounds = {"server": {"max_payload_size": 500_000} | backlog}
+    return merged(config(disk.storage, size or 1_000_000), bounds)
 
 
-@pytest.mark.parametrize("size", [1_000_000, 300], ids=["all is kept", "the oldest are pushed out"])
+def sealed(storage: Path) -> int:
+    """How many events are in blocks."""
+    with contextlib.closing(sqlite3.connect(storage)) as connection:
+        (events,) = connection.execute("SELECT ifnull(sum(events), 0) FROM public_blocks").fetchone()
+    assert isinstance(events, int)
+    return events
+
+
+@pytest.mark.parametrize(
+    "size", [1_000_000, 300, None], ids=["all is kept", "the oldest are pushed out", "blocks are pushed out"]
+)
 async def test_what_was_acknowledged_or_seen_is_there_after_each_power_cut(
-    disk: Disk, start_daemon: StartDaemon, size: int
+    disk: Disk, start_daemon: StartDaemon, size: int | None
 ) -> None:
     """Once, in its place, byte for byte; batches as a whole; and keys tell what is published already."""
     daemon = start_daemon(settings(disk, size))
     daemon.stop()
-    witness, dice = Witness(), random.Random(size)
+    witness, dice = Witness(), random.Random(size or 0)
     for seed in range(ROUNDS):
         cut_at = int(10 ** dice.uniform(1.5, 3.8))  # in some rounds while the daemon starts
         daemon.environment |= disk.environment(cut_at, dice.choice([0, 0.1, 0.5]), seed)
@@ -287,6 +303,8 @@ async def test_what_was_acknowledged_or_seen_is_there_after_each_power_cut(
     async with daemon.subscriber("/", EVERYTHING) as stream:
         witness.check(stream.headers["X-Replay"], await replay(stream), size)
     assert len(witness.acknowledged) > 10 * ROUNDS
+    daemon.stop()
+    assert bool(sealed(disk.storage)) == (size != 300)  # large events are soon in blocks of their own
 
 
 @pytest.mark.parametrize("cut_at", [4, 8, 10, 20, 40])

@@ -335,10 +335,8 @@ class StoredBacklog(Backlog):
         except StoreError as error:
             self._writing_fails.began(str(error), _ANY)
         else:
-            for (
-                name,
-                kind,
-            ) in self._kinds.items():  # not before: it would be missed
+            for name, kind in self._kinds.items():
+                # not before it has left the file: who reads there would be told that nothing is missing
                 for _ in self._drop_old(kind, kept_since[name]):
                     pass
             if self._moving_fails.lasts or lived >= self._log_moved + _LOG_MOVED_EVERY:
