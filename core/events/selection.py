@@ -7,24 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from core.events.subscription import Alternative
-from core.events.topics import PublishPath, publish_path
-
-_MOST_PATHS = 1000  # of which it is remembered whether they are wanted
-
-
-class WantedPaths(dict[str, bool]):
-    """Whether events of a path are wanted."""
-
-    def __init__(self, wants: Callable[[PublishPath], bool]) -> None:
-        super().__init__()
-        self._wants = wants
-
-    def __missing__(self, path: str) -> bool:
-        """Look, and remember it with some others."""
-        if len(self) >= _MOST_PATHS:
-            self.clear()
-        wanted = self[path] = self._wants(publish_path(path))
-        return wanted
+from core.events.topics import ByPath, PublishPath
 
 
 class Selection:
@@ -47,7 +30,7 @@ class Selection:
     ) -> None:
         self.public: Final = public
         self.private: Final = private
-        self.wanted: Final = WantedPaths(wants)
+        self.wanted: Final = ByPath(wants)
         self.frames: Final = frames
 
     @property

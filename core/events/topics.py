@@ -3,8 +3,9 @@
 Both are percent-decoded as UTF-8 before anything else, so that `/` and `,` separate in either spelling.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from core.errors import Refused
@@ -31,6 +32,29 @@ def publish_path(path: str) -> PublishPath:
     private = parts[:1] == [PRIVATE]
     topics = tuple(parts[1:] if private else parts)
     return PublishPath(topics, private, "/" + "/".join(parts), frozenset(parts))
+
+
+V = TypeVar("V")
+
+
+class ByPath(dict[str, V]):
+    """What holds for all events of a path: looked for where it is not there, and kept for some paths.
+
+    Threads may share it.
+    """
+
+    def __init__(self, look: Callable[[PublishPath], V]) -> None:
+        super().__init__()
+        self._look = look
+
+    def __missing__(self, path: str) -> V:
+        """Look for it."""
+        found = self._look(publish_path(path))
+        if len(path) <= _LONGEST_REMEMBERED:
+            if len(self) >= _REMEMBERED_PATHS:
+                self.clear()
+            self[path] = found
+        return found
 
 
 def decode(raw_path: str) -> str:

@@ -7,18 +7,15 @@ never the other way round.
 
 import sqlite3
 import zlib
-from collections.abc import Collection, Iterable
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable
 
 from core.events.cursor import Mark
 from core.events.replay import NOTHING
 from core.events.subscription import Alternative
-from core.events.topics import publish_path
+from core.events.topics import ByPath, PublishPath
 
 MOST_TOPICS = 20_000  # of each kind that are remembered
 _TOO_MANY = 1.1  # of them, from which on some are let go of
-_REMEMBERED_PATHS = 1000
-_LONGEST_REMEMBERED = 128  # characters of a path
 
 
 def topic_key(topic: str) -> int:
@@ -26,16 +23,12 @@ def topic_key(topic: str) -> int:
     return zlib.crc32(topic.encode())
 
 
-def keys_of(path: str) -> frozenset[int]:
-    """Those of the topics of an event's path; the `private` that it begins with is none."""
-    return _keys_of_short(path) if len(path) <= _LONGEST_REMEMBERED else _keys_of(path)
+def _keys_of(path: PublishPath) -> frozenset[int]:
+    return frozenset(map(topic_key, path.topics))
 
 
-def _keys_of(path: str) -> frozenset[int]:
-    return frozenset(map(topic_key, publish_path(path).topics))
-
-
-_keys_of_short = lru_cache(_REMEMBERED_PATHS)(_keys_of)
+# those of the topics of an event's path; the `private` that it begins with is none
+keys_of: Callable[[str], frozenset[int]] = ByPath(_keys_of).__getitem__
 
 
 class Departed:

@@ -180,7 +180,7 @@ class Backlog(LocalStore, Plugin):
     def _keep(self, event: Event) -> None:
         path = event.path
         kind = self._private if path.private else self._public
-        kind.add(event, self._retention.rule_of[path.text])
+        kind.add(event, self._retention.rule_of[path.text] if self._config.keep else 0)
         self._bound(kind)
         kind.end = event.stamp.position
         self._outlet.deliver(event)

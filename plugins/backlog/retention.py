@@ -1,13 +1,10 @@
 """For how long an event is kept, by its topics: `server.backlog.keep`, and `max_age` for all others."""
 
-from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from core.events.subscription import Alternative
-from core.events.topics import publish_path, split
+from core.events.topics import ByPath, PublishPath, split
 from plugins.backlog.settings import BacklogConfig
-
-_MOST_PATHS = 1000  # of which it is remembered by which rule they are kept
 
 
 class Rule(NamedTuple):
@@ -15,22 +12,6 @@ class Rule(NamedTuple):
 
     topics: Alternative
     max_age: float
-
-
-class _Rules(dict[str, int]):
-    """By path, the number of the rule by which its events are kept."""
-
-    def __init__(self, rules: list[Rule]) -> None:
-        super().__init__()
-        self._rules = rules
-
-    def __missing__(self, path: str) -> int:
-        """Look, and remember it with some others."""
-        if len(self) >= _MOST_PATHS:
-            self.clear()
-        topics = publish_path(path).all_topics
-        number = self[path] = next(n for n, rule in enumerate(self._rules) if rule.topics <= topics)
-        return number
 
 
 class Retention:
@@ -41,7 +22,10 @@ class Retention:
             *(Rule(frozenset(split(topics)), kept.max_age) for topics, kept in config.keep.items()),
             Rule(frozenset(), config.max_age),
         ]
-        self.rule_of: Final[Mapping[str, int]] = _Rules(self.rules)
+        self.rule_of: Final = ByPath(self._rule_of)  # its number
+
+    def _rule_of(self, path: PublishPath) -> int:
+        return next(number for number, rule in enumerate(self.rules) if rule.topics <= path.all_topics)
 
     @property
     def ends(self) -> bool:
