@@ -316,7 +316,9 @@ class StoredBacklog(Backlog):
     def _bound(self, kind: Kind) -> None:
         # half of the memory for each kind: how fast old public events are read does not tell of private ones
         # and what has left as soon as it was stored is not held at all
-        while kind.held_bytes > self._config.memory // 2 and (recent := kind.oldest):
+        while (recent := kind.oldest) and (
+            kind.held_bytes > self._config.memory // 2 or recent.oldest.position <= kind.pushed_out
+        ):
             kind.in_memory_after = kind.drop(recent)[0].position
 
     async def prune(self) -> None:
@@ -349,9 +351,8 @@ class StoredBacklog(Backlog):
     def _drop_pushed_out(self) -> None:
         """Let go in memory of what has been pushed out of the file."""
         for name, kind in self._kinds.items():
-            pushed_out = self._file.pushed_out(name)
-            while (recent := kind.oldest) and recent.oldest.position <= pushed_out:
-                kind.drop(recent)
+            kind.pushed_out = self._file.pushed_out(name)
+            self._bound(kind)
 
     def _reach(self, selection: Selection) -> Reach:
         lost = self._file.gone("private", selection.private) if selection.reads_private else NOTHING

@@ -48,7 +48,8 @@ class Kind:
         self.ages = Ages([(0.0, 0.0)])
         self.end = 0  # position of the last event that was delivered
         self.departed = Departed()
-        self.in_memory_after = 0  # position: what the backlog holds from later on is in `recents`
+        # positions, where there is a file: what it holds from later on is in `recents`, too; what has left it
+        self.in_memory_after = self.pushed_out = 0
 
     @property
     def newest_timestamp(self) -> float:
