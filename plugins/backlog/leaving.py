@@ -70,6 +70,7 @@ class Leaving:
         """
         self.departed.load(connection, self.kind)
         self.held = self._held(connection)
+        self.pushed_out = 0  # what left in a transaction that failed is still there
         self._swept = [0] * len(self._retention.rules)
         if with_rules:
             rows = connection.execute("SELECT rule, swept FROM rules WHERE kind = ?", (self.kind,))
