@@ -232,3 +232,23 @@ async def test_events_of_a_life_after_a_long_stop_are_as_old_as_they_are(tmp_pat
             world.passes(1)
             events += await life.publish()
         assert await life.held() == events
+
+
+async def test_events_of_a_short_life_after_the_clock_was_set_back_are_not_taken_for_older(
+    tmp_path: Path,
+) -> None:
+    """Also if that life was over before anybody looked at how old events are."""
+    world = World()
+    async with living(world, tmp_path) as life:
+        world.passes(100)
+        await life.publish()
+    world.wall -= MAX_AGE
+    world.passes(200)
+    async with living(world, tmp_path) as life:
+        world.passes(1)
+        events = await life.publish()
+    world.passes(MAX_AGE - 100)
+    async with living(world, tmp_path) as life:
+        assert await life.held() == events
+        world.passes(150)
+        assert await life.held() == []

@@ -47,6 +47,13 @@ class Ages:
         self._newest = newest
         self._looked = self.points[-1][0] if now is None else now
 
+    def begin(self, first: float) -> None:
+        """Note that no timestamp of the life that begins now is before that one, which may be behind."""
+        if first < self.stamped(self._looked) - _TOLERANCE:
+            if self._newest is not None:
+                first = max(first, math.nextafter(self._newest, math.inf))
+            self._add(self._looked, first)
+
     def stamped(self, moment: float) -> float:
         """A timestamp that is not later than those which were given after that moment."""
         index = max(bisect_right(self.points, (moment, math.inf)) - 1, 0)
@@ -68,5 +75,8 @@ class Ages:
             if before is not None:  # but it is later than what was stamped before
                 newest = max(newest, math.nextafter(before, math.inf))
         if ahead or behind:
-            self.points = [*self.points[1 - _MOST_POINTS :], (moment, newest)]
+            self._add(moment, newest)
         return ahead or behind
+
+    def _add(self, moment: float, newest: float) -> None:
+        self.points = [*self.points[1 - _MOST_POINTS :], (moment, newest)]
