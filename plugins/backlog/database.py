@@ -19,7 +19,7 @@ from core.counters import counters
 from core.events.cursor import TICKS_PER_SECOND, Mark
 from core.events.event import Event
 from core.events.idempotency import IdempotencyKey, QueueItem
-from core.events.replay import Gone
+from core.events.replay import NOTHING, Gone
 from core.events.selection import Selection
 from core.events.store import Accepted, Page, RememberedReply, StoreError
 from core.events.subscription import Alternative
@@ -136,7 +136,8 @@ class BacklogFile(SqliteFile):
         self._load(connection)
         began_position, began_timestamp, from_the_start, reserved = row
         newest_of = {kind: newest(connection, kind) for kind in KINDS}
-        last = {kind: mark or self.departed(kind) for kind, mark in newest_of.items()}
+        # by rules of retention, later events may have left than those that are held
+        last = {kind: max(mark or NOTHING, self.departed(kind)) for kind, mark in newest_of.items()}
         ends = {kind: mark.position for kind, mark in last.items()}
         timestamp = max(0.0, *(mark.timestamp for mark in last.values()))
         return Life(
