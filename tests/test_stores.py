@@ -240,6 +240,8 @@ async def test_what_a_failed_commit_has_left_behind_is_undone(tmp_path: Path) ->
     assert positions_in(file.read(0, 2**60, selected(private=True))) == [end, kept]
     assert [answer.key.scope for answer in file.remembered(life.clock.seconds())] == [b"kept"]
     assert [key for key, _ in file.remembered_items("queue", life.clock.seconds())] == [b"kept"]
+    later = [store("/a", b"%d" % n) for n in range(8)]
+    assert positions_in(file.read(0, 2**60, selected(private=True))) == [end, kept, *later]
     file.close_reader()
     file.close_writer()
 

@@ -209,8 +209,10 @@ class BacklogFile(SqliteFile):
         end: position of the last event that was delivered; now: seconds that the file has lived.
         """
         with self._transaction() as connection:
-            if self.has_failed:
-                _forget_beyond(connection, end)
+            if self.has_failed:  # what may have been found in SQLite's log of that COMMIT
+                for leaving in self._leaving.values():
+                    leaving.forget_beyond(connection, end)
+                remembered.forget_beyond(connection, end)
             last = 0
             for kind, leaving in self._leaving.items():
                 private = kind == "private"
@@ -395,14 +397,6 @@ def _row_values(events: Sequence[Event]) -> list[object]:
         position, _, timestamp = event.stamp
         values += (position, timestamp, event.path.text, event.line, zlib.crc32(event.line))
     return values
-
-
-def _forget_beyond(connection: sqlite3.Connection, end: int) -> None:
-    """Undo what may have been found in SQLite's log of a COMMIT that failed."""
-    for kind in KINDS:
-        count = connection.execute(f"DELETE FROM {kind} WHERE position > ?", (end,)).rowcount
-        connection.execute("UPDATE kinds SET held = held - ? WHERE kind = ?", (count, kind))
-    remembered.forget_beyond(connection, end)
 
 
 def _reserve(connection: sqlite3.Connection, position: int) -> None:

@@ -92,6 +92,14 @@ class Leaving:
                 ).fetchone()
         return Holdings(rows, int(size * max(1, rows / _MOST_MEASURED)), sealed, sealed_size)
 
+    def forget_beyond(self, connection: sqlite3.Connection, end: int) -> None:
+        """Take out rows after a position, which were never told to anybody."""
+        beyond = connection.execute(
+            f"SELECT count(*), ifnull(sum({_ROW_SIZE}), 0) FROM {self.kind} WHERE position > ?", (end,)
+        ).fetchall()
+        connection.execute(f"DELETE FROM {self.kind} WHERE position > ?", (end,))
+        self._count_rows_out(connection, beyond)
+
     # Too many
 
     def push_out(self, connection: sqlite3.Connection) -> None:
