@@ -27,7 +27,7 @@ def seal(connection: sqlite3.Connection, kind: str, held: Holdings) -> None:
         if events and size > BLOCK_BYTES:
             break
         events.append((path, line))
-        row_size += len(path) + len(line)
+        row_size += len(line)
         last = row[0]
     rows.close()
     summary, data = pack(events, last)
