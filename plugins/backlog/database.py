@@ -254,14 +254,18 @@ class BacklogFile(SqliteFile):
         """
         damaged = 0
         with self._transaction() as connection:
-            if connection.execute("SELECT text FROM retention").fetchone() != (self._retention.text,):
-                connection.execute("DELETE FROM rules")
-                connection.execute("DELETE FROM retention")
-                connection.execute("INSERT INTO retention VALUES (?)", (self._retention.text,))
+            self._name_rules(connection)
             for kind, leaving in self._leaving.items():
                 damaged += blocks.mark_damaged(connection, kind)
                 leaving.push_out(connection)
         return damaged
+
+    def _name_rules(self, connection: sqlite3.Connection) -> None:
+        """Have the file know of which rules it tells, and forget what was swept by others."""
+        if connection.execute("SELECT text FROM retention").fetchone() != (self._retention.text,):
+            connection.execute("DELETE FROM rules")
+            connection.execute("DELETE FROM retention")
+            connection.execute("INSERT INTO retention VALUES (?)", (self._retention.text,))
 
     def prune(self, before: Mapping[str, Sequence[float]], now: float) -> bool:
         """Let go of some events from before a time, and of what was remembered. Whether there is more.
@@ -270,6 +274,7 @@ class BacklogFile(SqliteFile):
         """
         more = False
         with self._transaction() as connection:
+            self._name_rules(connection)  # which may have failed at the start
             for kind, leaving in self._leaving.items():
                 more = leaving.sweep(connection, before[kind]) or more
             remembered.forget_answers(connection, now, self._window)
