@@ -171,7 +171,8 @@ class StoredBacklog(Backlog):
         for name, kind in self._kinds.items():
             points = self._file.ages(name) or [(lived, newest.get(name) or now)]
             kind.ages = Ages(points, lived, newest.get(name))
-            kind.ages.begin(max(now, newest.get(name) or now))  # stamps go on from the last one
+            # stamps go on from the last one, also if that has left
+            kind.ages.begin(max(now, newest.get(name) or now, self._file.departed(name).timestamp))
 
     def _lived(self) -> float:
         """Seconds that the file has lived: a clock that nobody sets, and that goes on over restarts."""
