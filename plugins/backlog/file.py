@@ -328,6 +328,7 @@ class StoredBacklog(Backlog):
         lived = self._lived()
         out_of_pace = [self._look_at_clock(kind, lived) for kind in self._kinds.values()]
         kept_since = self._all_kept_since()
+        ends = {name: kind.end for name, kind in self._kinds.items()}
         try:
             if any(out_of_pace) or lived >= self._clock_kept + _CLOCK_KEPT_EVERY:
                 await self._in(self._writing, self._keep_clock)
@@ -341,7 +342,8 @@ class StoredBacklog(Backlog):
         else:
             for name, kind in self._kinds.items():
                 # not before it has left the file: who reads there would be told that nothing is missing
-                for _ in self._drop_old(kind, kept_since[name]):
+                # and what was too old when it was stored, behind the pruning, is still there
+                for _ in self._drop_old(kind, kept_since[name], ends[name]):
                     pass
             if self._moving_fails.lasts or lived >= self._log_moved + _LOG_MOVED_EVERY:
                 await self._move_log()

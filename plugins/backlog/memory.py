@@ -153,10 +153,12 @@ class Backlog(LocalStore, Plugin):
             for rule in self._retention.rules
         ]
 
-    def _drop_old(self, kind: Kind, kept_since: Sequence[float]) -> Iterator[tuple[Mark, str]]:
-        """Take out of memory what is older. What it was."""
+    def _drop_old(
+        self, kind: Kind, kept_since: Sequence[float], upto: float = math.inf
+    ) -> Iterator[tuple[Mark, str]]:
+        """Take out of memory what is older, up to a position. What it was."""
         for recent, timestamp in zip(kind.recents, kept_since, strict=True):
-            while recent and recent.oldest.timestamp < timestamp:
+            while recent and recent.oldest.timestamp < timestamp and recent.oldest.position <= upto:
                 yield kind.drop(recent)
 
     def _look_at_clock(self, kind: Kind, now: float) -> bool:
