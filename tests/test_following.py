@@ -49,7 +49,7 @@ class Pages(Unstored):
         """The last of them."""
         return EVENTS
 
-    async def read(self, after: int, upto: int, selection: Selection) -> Page:
+    async def read(self, after: int, upto: int, selection: Selection, most: int | None = None) -> Page:  # noqa: ARG002
         """What comes next."""
         await asyncio.sleep(0)
         if self.reading:
@@ -124,7 +124,7 @@ async def test_a_crowd_has_each_page_made_once() -> None:
         made += line != PING
         return line
 
-    wire = JsonLines(counted)
+    wire = JsonLines(counted, b"")
     subscription, rights = parse_subscription("/a"), Rights(frozenset({EVERY_EVENT}))
     delivered, replays = counters.deliveries_from_backlog, counters.replays["complete"]
     async with crowd() as here:

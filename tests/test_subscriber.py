@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from core.delivery import subscriber as subscriber_module
-from core.delivery.subscriber import Subscriber
+from core.delivery.subscriber import EndWord, Subscriber
 from core.delivery.wire import BARE, JsonLines, Wire, bare
 from core.events.subscription import EVERYTHING
 
@@ -282,7 +282,7 @@ class Ended(JsonLines):
 async def test_a_form_may_end_its_streams_with_something(waiting: bool) -> None:
     """Behind everything else, once; a stream that is cut off ends without it."""
     transport = Transport()
-    async with serving(transport, limit=100, wire=Ended(bare)) as subscriber:
+    async with serving(transport, limit=100, wire=Ended(bare, b"!")) as subscriber:
         transport.take(0 if waiting else 100)
         subscriber.send(b"abc")
         subscriber.finish("server_stops", "the end")
@@ -292,11 +292,28 @@ async def test_a_form_may_end_its_streams_with_something(waiting: bool) -> None:
         assert transport.closed
         assert transport.taken == b"abc."
     transport = Transport()
-    async with serving(transport, limit=100, wire=Ended(bare)) as subscriber:
+    async with serving(transport, limit=100, wire=Ended(bare, b"!")) as subscriber:
         transport.take(3)
         subscriber.send(b"abc")
         subscriber.drop("server_stops", "the end")
         assert transport.taken == b"abc"
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+async def test_only_a_stream_that_is_done_ends_as_a_whole(waiting: bool) -> None:
+    """Behind everything else, once; a stream that is to end already has the end that it was to have."""
+    for words, end in ((["done", "server_stops"], b".!"), (["server_stops", "done"], b".")):
+        transport = Transport()
+        async with serving(transport, limit=100, wire=Ended(bare, b"!")) as subscriber:
+            transport.take(0 if waiting else 100)
+            subscriber.send(b"abc")
+            for word in words:
+                subscriber.finish(cast(EndWord, word), "the end")
+            transport.take(100)
+            await turns()
+            assert transport.closed
+            assert transport.taken == b"abc" + end
+            assert subscriber.end_word == words[0]
 
 
 async def test_over_tcp_everything_comes_once_and_in_order() -> None:

@@ -19,11 +19,12 @@ LINE = b'{"n": 1234567}\n'  # 15 bytes
     ],
 )
 def test_a_line_in_each_form(http_1_0: bool, nul_terminated: bool, frame: bytes) -> None:
-    """A line is one chunk where there are chunks; a ping is such a line, and nothing ends a stream."""
+    """A line is one chunk where there are chunks; a ping is such a line; only history has an end."""
     wire = wire_form(http_1_0=http_1_0, nul_terminated=nul_terminated)
     assert wire.event(LINE) == frame
     assert wire.ping(1588132959.6066568) == wire.event(b'{"stillalive": 1588132959.6066568}\n')
     assert wire.end() == b""
+    assert wire.closing == (b"" if http_1_0 else b"0\r\n\r\n")
     assert wire.content_type == "application/vnd.pypubsub-stream"
 
 

@@ -26,9 +26,9 @@ _BURST_FACTOR = 4  # times the limit that may wait during that second
 _TLS_CLOSE_GRACE = 1.0  # seconds
 _MAX_WRITE = 128 * 1024  # bytes; what a write leaves behind is copied, once for each stalled subscriber
 
-# why a stream ended, for counting; "client": the other side ended it
+# why a stream ended, for counting; "client": the other side ended it; "done": it has had all of its history
 EndWord = Literal[
-    "client", "too_slow", "stalled", "backlog", "rights", "credentials", "server_stops", "error"
+    "client", "done", "too_slow", "stalled", "backlog", "rights", "credentials", "server_stops", "error"
 ]
 
 
@@ -266,8 +266,14 @@ class Subscriber:
         return now - self._progress_at >= timeout
 
     def finish(self, word: EndWord, reason: str) -> None:
-        """End the stream: the connection is closed once all that is queued is written, and the form's end."""
-        if end := self.wire.end():
+        """End the stream: the connection is closed once all that is queued is written, and the form's end.
+
+        Only if it is done, the reader sees that nothing is missing. A stream that is to end already does so
+        as it was to.
+        """
+        if self.end_reason is not None:
+            return
+        if end := self.wire.end() + (self.wire.closing if word == "done" else b""):
             self.send(end)
         self.end_word, self.end_reason = word, reason
         self.free = None

@@ -21,6 +21,7 @@ class Wire(Protocol):
     """
 
     content_type: str  # of a stream's head
+    closing: bytes  # what tells that a body is whole, behind end(); b"" where only the connection's end does
 
     def event(self, line: bytes) -> bytes:
         """The frame of an event's line. Made once for all who get it."""
@@ -33,6 +34,9 @@ class Wire(Protocol):
 
     def end(self) -> bytes:
         """What ends a stream that this side closes, after its last frame; b"" for nothing."""
+
+
+CLOSING_CHUNK = b"0\r\n\r\n"
 
 
 def chunk(data: bytes) -> bytes:
@@ -73,9 +77,13 @@ class JsonLines:
     content_type = "application/vnd.pypubsub-stream"
 
     def __init__(
-        self, event: Callable[[bytes], bytes], events: Callable[[Sequence[bytes]], bytes] | None = None
+        self,
+        event: Callable[[bytes], bytes],
+        closing: bytes,
+        events: Callable[[Sequence[bytes]], bytes] | None = None,
     ) -> None:
         self.event = event
+        self.closing = closing
         self.events = events or (lambda lines: b"".join(map(event, lines)))
 
     def ping(self, now: float) -> bytes:
@@ -89,11 +97,11 @@ class JsonLines:
         return b""
 
 
-CHUNKED = JsonLines(chunk, chunks)
-BARE = JsonLines(bare, b"".join)
+CHUNKED = JsonLines(chunk, CLOSING_CHUNK, chunks)
+BARE = JsonLines(bare, b"", b"".join)
 # for readers of svnpubsub's time, who wait for a NUL after each object
-CHUNKED_NUL_TERMINATED = JsonLines(lambda line: chunk(line + b"\0"))
-BARE_NUL_TERMINATED = JsonLines(lambda line: line + b"\0")
+CHUNKED_NUL_TERMINATED = JsonLines(lambda line: chunk(line + b"\0"), CLOSING_CHUNK)
+BARE_NUL_TERMINATED = JsonLines(lambda line: line + b"\0", b"")
 
 
 class _Form(NamedTuple):
