@@ -406,7 +406,7 @@ class Pages(Unstored):
         """The last of them."""
         return 3
 
-    async def read(self, after: int, upto: int, selection: Selection) -> Page:  # noqa: ARG002
+    async def read(self, after: int, upto: int, selection: Selection, most: int | None = None) -> Page:  # noqa: ARG002
         """What comes next."""
         if after == 1:
             self.reader.rights = NO_RIGHTS

@@ -164,7 +164,7 @@ async def test_what_can_be_read_in_two_ways_is_refused(server: Daemon, fields: b
 
 
 QUERIES = {
-    "sicne=10m": "unknown key 'sicne'; known are since and cursor",
+    "sicne=10m": "unknown key 'sicne'; known are since, cursor, last, until, limit",
     "Since=10m": "unknown key 'Since'",
     "since=10m&_=1795777461": "unknown key '_'",
     "1795777461": "unknown key '1795777461'",
@@ -174,6 +174,18 @@ QUERIES = {
     f"cursor={CURSOR}&cursor={CURSOR}": "cursor is there more than once",
     "since=1795777461000": "since: lies more than a day in the future: Unix seconds are meant",
     "since=2126-01-01": "since: lies more than a day in the future",
+    "since=10m&until=1795777461000": "until: lies more than a day in the future: Unix seconds are meant",
+    "since=10m&until=5m&until=5m": "until is there more than once",
+    "since=10m&limit=1&limit=1": "limit is there more than once",
+    "last=1&last=1": "last is there more than once",
+    "since=10m&until=": "until: expected Unix seconds .*, or a cursor",
+    "since=10m&limit=0": "limit: expected a number of events, from 1 to 1000000",
+    "last=10001": "last: expected a number of events, from 1 to 10000",
+    "until=10m": "until: says where to end: add where to begin, by since, cursor or last",
+    "limit=10": "limit: says how many events: add where to begin, by since or cursor",
+    "last=10&since=10m": "last: says itself where to begin: leave out since, cursor",
+    f"last=10&cursor={CURSOR}": "last: says itself where to begin",
+    "last=10&limit=10": "last: says itself where to begin",
 }
 
 

@@ -76,7 +76,7 @@ class World:
         return self.intake.take(publish_path(path), ['{"n": 1'] * count, None).answer
 
     async def way(self, asked: ReplayRequest | None) -> list[str]:
-        """What comes to pass, in its order, until an anonymous reader gets a live event or its first ping."""
+        """What comes to pass, in its order, until an anonymous reader gets its first ping, or the end."""
         steps: list[str] = []
         turns = 0
         here, there = socket.socketpair()
@@ -101,7 +101,8 @@ class World:
 
         task = asyncio.create_task(subscribe())
         received = b""
-        while not received.endswith(PING):
+        ended = False
+        while not received.endswith(PING) and not ended:
             await asyncio.sleep(0)
             turns += 1
             if not turns % 20:  # it gets no further by itself
@@ -111,7 +112,8 @@ class World:
                 elif writer.step():
                     steps.append("waits for the writer")
             with contextlib.suppress(BlockingIOError):
-                received += there.recv(10_000)
+                received += (piece := there.recv(10_000))
+                ended = not piece
         await task
         there.close()
         return [*steps, f"gets {received.removesuffix(PING).count(b'{')} events"]
@@ -152,7 +154,7 @@ PRIVATE = [after_a_private_event, while_one_is_stored, in_a_private_batch]
 
 
 @pytest.mark.parametrize("in_file", [False, True], ids=["memory", "file"])
-@pytest.mark.parametrize("asks", ["cursor", "since", "live"])
+@pytest.mark.parametrize("asks", ["cursor", "since", "live", "last", "until", "limit"])
 @pytest.mark.parametrize("happens", PRIVATE, ids=lambda happens: happens.__name__)
 async def test_the_way_is_the_same_with_private_events_and_without(
     tmp_path: Path, in_file: bool, asks: str, happens: Callable[[World], Coroutine[Any, Any, None]]
@@ -166,10 +168,16 @@ async def test_the_way_is_the_same_with_private_events_and_without(
             cursor = await here.publish("/a")
             if private:
                 await happens(here)
-            asked = {"cursor": ReplayRequest(cursor=cursor), "since": ReplayRequest(since=0.0)}.get(asks)
+            asked = {
+                "cursor": ReplayRequest(cursor=cursor),
+                "since": ReplayRequest(since=0.0),
+                "last": ReplayRequest(last=2),
+                "until": ReplayRequest(cursor=cursor, until=2e9),
+                "limit": ReplayRequest(since=0.0, limit=2),
+            }.get(asks)
             ways.append(await here.way(asked))
     assert ways[0] == ways[1]
-    assert ("has joined" in ways[0]) == (asks != "since")
+    assert ("has joined" in ways[0]) == (asks in ("cursor", "live"))
 
 
 async def test_the_way_is_the_same_after_a_restart_whose_last_event_is_private(tmp_path: Path) -> None:
@@ -185,7 +193,9 @@ async def test_the_way_is_the_same_after_a_restart_whose_last_event_is_private(t
         async with world(directory) as here:
             way = await here.way(ReplayRequest(cursor=cursor))
             await here.publish("/a")
-            ways.append([way, await here.way(ReplayRequest(cursor=cursor))])
+            ways.append(
+                [way, await here.way(ReplayRequest(cursor=cursor)), await here.way(ReplayRequest(last=1))]
+            )
     assert ways[0] == ways[1]
     assert "has joined" in ways[0][0]
-    assert "waits for the reader" not in ways[0][1]
+    assert "waits for the reader" not in ways[0][1] + ways[0][2]

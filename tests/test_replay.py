@@ -75,12 +75,84 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         replay_request({"X-Fetch-Since": text}, {}, NOW)
 
 
+@pytest.mark.parametrize("text", TIMES)
+def test_an_end_has_every_form_of_a_time(text: str) -> None:
+    """Or it is a cursor."""
+    begin = {"since": "-1"}
+    assert replay_request({}, begin | {"until": text}, NOW) == ReplayRequest(since=-1, until=TIMES[text])
+    assert replay_request({}, begin | {"until": CURSOR}, NOW) == ReplayRequest(since=-1, until=CURSOR)
+
+
+def test_an_end_goes_with_every_beginning() -> None:
+    """In the query or in a header; a number of events goes with all but the newest ones."""
+    end = {"until": "5", "limit": "7"}
+    for headers, query, begin in [
+        ({"X-Fetch-Since": "3"}, {}, ReplayRequest(since=3.0)),
+        ({}, {"since": "3"}, ReplayRequest(since=3.0)),
+        ({"X-Fetch-Since-Cursor": CURSOR}, {"cursor": OTHER}, ReplayRequest(cursor=CURSOR)),
+        ({"Last-Event-ID": CURSOR}, {}, ReplayRequest(cursor=CURSOR)),
+    ]:
+        asked = replay_request(headers, query | end, NOW)
+        assert asked == begin._replace(until=5.0, limit=7)
+        assert asked.is_history
+        assert not begin.is_history
+        for key, part in (("until", begin._replace(until=5.0)), ("limit", begin._replace(limit=7))):
+            assert replay_request(headers, query | {key: end[key]}, NOW) == part
+            assert part.is_history
+    newest = replay_request({}, {"last": "7"}, NOW)
+    assert newest == ReplayRequest(last=7)
+    assert not newest.is_history
+    assert replay_request({}, {"last": "7", "until": "5"}, NOW) == ReplayRequest(last=7, until=5.0)
+
+
+@pytest.mark.parametrize("query", [{"until": "5"}, {"limit": "7"}, {"until": CURSOR, "limit": "7"}])
+def test_an_end_without_a_beginning_is_refused(query: dict[str, str]) -> None:
+    """And it is said what to add."""
+    with pytest.raises(Refused, match="add where to begin, by since"):
+        replay_request({}, query, NOW)
+
+
+def test_the_newest_events_need_no_beginning() -> None:
+    """Whichever it is, it is refused; so is a number of the oldest."""
+    for headers, query in [
+        ({}, {"since": "5"}),
+        ({}, {"cursor": CURSOR}),
+        ({}, {"limit": "5"}),
+        ({"X-Fetch-Since": "5"}, {}),
+        ({"X-Fetch-Since-Cursor": CURSOR}, {}),
+        ({"Last-Event-ID": CURSOR}, {}),
+    ]:
+        with pytest.raises(Refused, match="last: says itself where to begin: leave out since"):
+            replay_request(headers, {"last": "5"} | query, NOW)
+
+
+@pytest.mark.parametrize(("key", "most"), [("last", 10_000), ("limit", 1_000_000)])
+def test_a_number_of_events_is_bounded(key: str, most: int) -> None:
+    """From 1 on, in plain digits."""
+    begin = {"since": "5"} if key == "limit" else {}
+    for number in (1, most):
+        asked = replay_request({}, begin | {key: str(number)}, NOW)
+        assert asked is not None
+        assert getattr(asked, key) == number
+    for text in ("0", str(most + 1), "-1", "+1", " 1", "1.0", "1e3", "", "٣", "9" * 5000):
+        with pytest.raises(Refused, match=f"{key}: expected a number of events, from 1 to {most}"):
+            replay_request({}, begin | {key: text}, NOW)
+
+
 @given(st.text(max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:
     """Nothing but Refused comes out of it."""
-    for name in ("X-Fetch-Since", "X-Fetch-Since-Cursor", "Last-Event-ID"):
+    questions: list[tuple[dict[str, str], dict[str, str]]] = [
+        ({name: text}, {}) for name in ("X-Fetch-Since", "X-Fetch-Since-Cursor", "Last-Event-ID")
+    ]
+    questions += [
+        ({}, {"last": text}),
+        ({}, {"since": "5", "until": text}),
+        ({}, {"since": "5", "limit": text}),
+    ]
+    for headers, query in questions:
         try:
-            asked = replay_request({name: text}, {}, NOW)
+            asked = replay_request(headers, query, NOW)
         except Refused as refused:
             assert refused.status == 400  # noqa: PT017
         else:

@@ -4,6 +4,8 @@ The backlog is read page by page, each once the reader has taken the one before,
 memory and nobody waits for it. Who stands at the same place and asks for the same gets the same bytes, which
 are made once. The reader has caught up when its place is the last event delivered: in that same turn of the
 event loop it joins the fan-out, so that each event comes once.
+
+Who asks for history reads no further than that, never joins, and its stream ends.
 """
 
 import asyncio
@@ -57,6 +59,8 @@ class Follower:
         "_begun",
         "_context",
         "_head",
+        "_history_end",
+        "_left",
         "_missing",
         "_replay_end",
         "_selected_by",
@@ -71,18 +75,20 @@ class Follower:
         self._begun = False  # it has got an event of the backlog
         self._replay_end: float = head  # infinite once the replay is over, which the first ping says
         self._missing = Gone()  # see Placement
+        self._history_end: int | None = None  # position up to which it reads; None: it goes live
+        self._left: int | None = None  # events of its history that may come yet; None: any number
         self._selection: Selection | None = None  # while it reads the backlog
         self._selected_by: Rights | None = None  # the rights that this was made by
 
     def begin(self, placement: Placement) -> Coroutine[None, None, NoReturn]:
         """What serves the subscriber, to be run as a task, which is cancelled when the connection is gone.
 
-        With nothing to read it has joined the fan-out already. It must not join later: without a backlog it
-        could not read what is published in between.
+        With nothing to read it has joined the fan-out already, if it goes live. It must not join later:
+        without a backlog it could not read what is published in between.
         """
         if placement.verdict:
             counters.replays[placement.verdict] += 1
-        if placement.after < self._end:
+        if placement.end is not None or placement.after < self._end:
             return self.follow(placement)
         self._join(placement.after)
         return self._stay()
@@ -96,11 +102,22 @@ class Follower:
         """The position of the last event delivered of those for this subscriber, who must not notice more."""
         return self._context.store.end(private=self._reads_private)
 
+    @property
+    def _goal(self) -> int:
+        """The position up to which it has to read."""
+        return self._end if self._history_end is None else min(self._end, self._history_end)
+
     async def follow(self, placement: Placement) -> NoReturn:
         """Serve the subscriber from a place in the backlog on, until cancelled."""
         self._missing = placement.missing
-        self._join(await self._catch_up(placement.after))
-        await self._stay()
+        self._history_end, self._left = placement.end, placement.limit
+        position = await self._catch_up(placement.after)
+        if self._history_end is None:
+            self._join(position)
+            await self._stay()
+        self._subscriber.finish("done", "it has had all that it asked for")
+        await self._subscriber.flush()
+        await self._subscriber.until_gone()
 
     async def _stay(self) -> NoReturn:
         while True:
@@ -118,13 +135,13 @@ class Follower:
         self._context.fanout.join(self._subscriber, position)
 
     async def _catch_up(self, position: int) -> int:
-        """Send all events after a position. The position up to which the subscriber has had everything.
+        """Send the events after a position. The position up to which the subscriber has had everything.
 
         Nothing is awaited after the last look at where the end is, so it can join the fan-out there.
         """
         loop = asyncio.get_running_loop()
         ping_due = loop.time() + self._context.ping_interval
-        while position < self._end:
+        while position < self._goal and self._left != 0:
             if self._replay_end <= position:  # what comes now was published since its stream began
                 self._subscriber.send(self._ping())
                 self._replay_end = math.inf
@@ -154,6 +171,8 @@ class Follower:
             counters.deliveries += page.events
             counters.deliveries_from_backlog += page.events
             counters.delivered_bytes += len(page.data)
+            if self._left is not None:
+                self._left -= page.events
         await asyncio.sleep(0)  # live events have their turn
 
     def _select(self) -> Selection:
@@ -167,6 +186,8 @@ class Follower:
     async def _read(self, position: int, selection: Selection) -> Page:
         """What comes next, up to the end of the replay if that lies before."""
         try:
+            if self._history_end is not None:  # nobody else is likely to ask for the same
+                return await self._context.store.read(position, self._goal, selection, self._left)
             page = await self._shared(position, selection)
             if page.end > self._replay_end:
                 page = await self._context.store.read(position, int(self._replay_end), selection)
@@ -192,11 +213,12 @@ class Follower:
         """Whether anything has left after a position that the subscriber does not know to be missing.
 
         Of its replay more may leave, as long as it has not come to that kind of events; of what was published
-        since, only what lies before the first event that it gets.
+        since, only what lies before the first event that it gets; nothing of that is history.
         """
+        history = self._history_end is not None
         may_leave = self._head if self._begun else max(self._head, page.first if page.events else page.end)
         for gone, missing in zip(page.gone, self._missing, strict=True):
-            if position < gone and (missing <= position or gone > may_leave):
+            if position < gone and (missing <= position or (gone > may_leave and not history)):
                 return True
         self._begun = self._begun or bool(page.events)
         # what is behind that is in the page, if it has come to it: the page may be older than the placement

@@ -1,7 +1,10 @@
 """What a subscriber asks to have sent again before the live events, and what it can be promised.
 
-It asks for what came since a time, or after a cursor. Cursors sort in the order of publishing, so a cursor is
-a place in the backlog whether or not its event is held, and whether or not the subscriber may see that event.
+It asks for what came since a time, or after a cursor, or for the newest events. Cursors sort in the order of
+publishing, so a cursor is a place in the backlog whether or not its event is held, and whether or not the
+subscriber may see that event.
+
+It may say as well where its replay ends, and then no live events follow: that is *history*.
 """
 
 import math
@@ -14,22 +17,32 @@ from core.config import parse_duration
 from core.errors import Refused
 from core.events.cursor import Mark
 
-REPLAY_KEYS = ("since", "cursor")
+REPLAY_KEYS = ("since", "cursor", "last", "until", "limit")
 REPLAY_HEADERS = ("X-Fetch-Since", "X-Fetch-Since-Cursor", "Last-Event-ID")
+MOST_LAST = 10_000  # events
+MOST_LIMIT = 1_000_000
 _AHEAD = 86_400.0  # seconds that a time may lie in the future: clocks differ, and so do time zones
 _BEFORE_ALL = 1e9  # Unix seconds: with 1, as with -1 and 0, clients ask for all that is held
 _CURSOR = re.compile(r"[0-9A-Za-z-]{36}", re.ASCII)
-_SINCE_FORMS = (
-    "Unix seconds (1588132959.6), an ISO 8601 time (2026-11-24T08:00:00Z), a duration back from now (10m), "
-    "or -1 for all that is held"
+_COUNT = re.compile(r"[0-9]{1,7}", re.ASCII)
+_TIME_FORMS = (
+    "Unix seconds (1588132959.6), an ISO 8601 time (2026-11-24T08:00:00Z), a duration back from now (10m)"
 )
 
 
 class ReplayRequest(NamedTuple):
-    """Exactly one of the two is not None."""
+    """Where a replay begins, which exactly one of the first three says, and where it ends."""
 
     since: float | None = None  # Unix seconds; events at or after it; -1 to 0: all that is held
     cursor: str | None = None  # events after it
+    last: int | None = None  # the newest events: so many
+    until: float | str | None = None  # Unix seconds: events before it; a cursor: events up to it and at it
+    limit: int | None = None  # events, the oldest ones
+
+    @property
+    def is_history(self) -> bool:
+        """Whether the stream ends with it."""
+        return self.until is not None or self.limit is not None
 
 
 class Gone(NamedTuple):
@@ -57,7 +70,7 @@ NOTHING = Mark(0, -math.inf)
 
 
 class Placement(NamedTuple):
-    """Where a subscriber begins to read, and what it is told about that.
+    """Where a subscriber begins to read and where it ends, and what it is told about that.
 
     missing: up to where, of each kind of events, it knows that some may be missing.
     """
@@ -65,6 +78,8 @@ class Placement(NamedTuple):
     after: int  # position
     verdict: str | None  # X-Replay; None if no replay was asked for
     missing: Gone = Gone()
+    end: int | None = None  # position up to which it reads; None: it goes on with the live events
+    limit: int | None = None  # events after which it ends in any case
 
 
 def place(after: int, verdict: str, reach: Reach) -> Placement:
@@ -105,8 +120,30 @@ def judge_since(since: float, reach: Reach) -> str:
 def replay_request(headers: Mapping[str, str], query: Mapping[str, str], now: float) -> ReplayRequest | None:
     """What the headers and the query ask for; None for live events only. now: Unix seconds.
 
-    A cursor wins over a time, and both win over Last-Event-ID. Raises Refused(400) if any is malformed.
+    A cursor wins over a time, and both win over Last-Event-ID. Raises Refused(400) if any is malformed, or if
+    they do not go together.
     """
+    begin = _begin(headers, query, now)
+    last = _count("last", query, MOST_LAST)
+    until = _until(query, now)
+    limit = _count("limit", query, MOST_LIMIT)
+    if last is not None:
+        if begin or limit is not None:
+            raise Refused(
+                400, "last: says itself where to begin: leave out since, cursor, their headers, and limit"
+            )
+        return ReplayRequest(last=last, until=until)
+    if begin:
+        return begin._replace(until=until, limit=limit)
+    if until is not None:
+        raise Refused(400, "until: says where to end: add where to begin, by since, cursor or last")
+    if limit is not None:
+        raise Refused(400, "limit: says how many events: add where to begin, by since or cursor")
+    return None
+
+
+def _begin(headers: Mapping[str, str], query: Mapping[str, str], now: float) -> ReplayRequest | None:
+    """Where to begin by a time or a cursor; None if neither is there."""
     cursors = [_cursor("X-Fetch-Since-Cursor", headers), _cursor("cursor", query)]
     times = [_since("X-Fetch-Since", headers, now), _since("since", query, now)]
     last_event_id = _cursor("Last-Event-ID", headers)
@@ -133,16 +170,33 @@ def _cursor(name: str, source: Mapping[str, str]) -> str | None:
 
 def _since(name: str, source: Mapping[str, str], now: float) -> float | None:
     value = source.get(name)
+    return None if value is None else _time(name, value, now, "-1 for all that is held")
+
+
+def _until(query: Mapping[str, str], now: float) -> float | str | None:
+    value = query.get("until")
+    return value if value is None or is_cursor(value) else _time("until", value, now, "a cursor")
+
+
+def _count(name: str, query: Mapping[str, str], most: int) -> int | None:
+    value = query.get(name)
     if value is None:
         return None
-    since = _seconds(value.strip(), now)
-    if since is None or math.isnan(since) or since == math.inf:
-        raise Refused(400, f"{name}: expected {_SINCE_FORMS}")
-    if since > now + _AHEAD:
+    if not _COUNT.fullmatch(value) or not 1 <= int(value) <= most:
+        raise Refused(400, f"{name}: expected a number of events, from 1 to {most}")
+    return int(value)
+
+
+def _time(name: str, value: str, now: float, other_form: str) -> float:
+    """Unix seconds, -1 for any time that is earlier. other_form: what could have been sent as well."""
+    time = _seconds(value.strip(), now)
+    if time is None or math.isnan(time) or time == math.inf:
+        raise Refused(400, f"{name}: expected {_TIME_FORMS}, or {other_form}")
+    if time > now + _AHEAD:
         raise Refused(
             400, f"{name}: lies more than a day in the future: Unix seconds are meant, not milliseconds"
         )
-    return max(since, -1.0)
+    return max(time, -1.0)
 
 
 def _seconds(text: str, now: float) -> float | None:

@@ -129,14 +129,15 @@ class Store(Protocol):
         """
 
     async def place(self, asked: ReplayRequest | None, now: Mark, selection: Selection) -> Placement:
-        """Where a subscriber begins to read, and what it is told. now: where live events begin.
+        """Where a subscriber begins to read and where it ends, and what it is told.
 
-        Raises Refused(503) if that cannot be found out.
+        now: where live events begin. Raises Refused(503) if that cannot be found out.
         """
 
-    async def read(self, after: int, upto: int, selection: Selection) -> Page:
+    async def read(self, after: int, upto: int, selection: Selection, most: int | None = None) -> Page:
         """What comes next of a selection, up to a position. Does not suspend near the end.
 
+        most: events that there may be on the page, one at least.
         It may be nothing, with an end before upto: then so much has been looked through.
         Raises StoreError.
         """

@@ -68,7 +68,7 @@ def only_known(keys: Iterable[str], known: Collection[str]) -> None:
     for key in keys:
         if key not in known:
             shown = ascii(key if len(key) <= MOST_SHOWN else f"{key[:MOST_SHOWN]}…")
-            raise Refused(400, f"the query has the unknown key {shown}; known are {' and '.join(known)}")
+            raise Refused(400, f"the query has the unknown key {shown}; known are {', '.join(known)}")
 
 
 def holds_lines(request: web.BaseRequest) -> bool:

@@ -75,6 +75,33 @@ def next_of(
     return found, row[0] if row else end(connection, kind)
 
 
+def previous_of(
+    connection: sqlite3.Connection, kind: str, upto: int, alternatives: Collection[Alternative], most: int
+) -> tuple[list[int], int]:
+    """Which blocks may hold what is looked for, backwards, and after which position they were looked for.
+
+    upto: a position in the first of them, at most end().
+    """
+    test, keys = test_of(frozenset(alternatives))
+    window = _TESTS_AT_ONCE // max(len(keys), 1)
+    backwards = (
+        f"FROM {kind}_blocks WHERE last <= (SELECT min(last) FROM {kind}_blocks WHERE last >= ?) "
+        "ORDER BY last DESC LIMIT ?"
+    )
+    rows = connection.execute(
+        f"SELECT last FROM (SELECT last, topics {backwards}) WHERE {test} LIMIT ?",
+        (upto, window, *keys, most),
+    ).fetchall()
+    found = [last for (last,) in rows]
+    if len(found) == most:
+        (after,) = connection.execute(
+            f"SELECT max(last) FROM {kind}_blocks WHERE last < ?", (found[-1],)
+        ).fetchone()
+        return found, after or 0
+    row = connection.execute(f"SELECT last {backwards} OFFSET ?", (upto, 1, window)).fetchone()
+    return found, row[0] if row else 0
+
+
 def read(connection: sqlite3.Connection, kind: str, summary: Summary) -> Block:
     """Unpack a block. Raises Damaged if it is damaged."""
     row = connection.execute(f"SELECT data FROM {kind}_data WHERE last = ?", (summary.last,)).fetchone()

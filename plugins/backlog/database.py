@@ -25,9 +25,9 @@ from core.events.store import Accepted, Page, RememberedReply, StoreError
 from core.events.subscription import Alternative
 from plugins.backlog import blocks, remembered, schema
 from plugins.backlog.block import BLOCK_EVENTS
-from plugins.backlog.finding import find, first_since, newest
+from plugins.backlog.finding import find, find_back, first_since, newest
 from plugins.backlog.leaving import Leaving
-from plugins.backlog.pages import page_of
+from plugins.backlog.pages import LookedBack, page_of
 from plugins.backlog.retention import Retention
 from plugins.backlog.schema import KINDS
 from plugins.backlog.sealing import is_to_seal, seal
@@ -320,8 +320,8 @@ class BacklogFile(SqliteFile):
         with self._reading() as connection:
             return remembered.items(connection, queue, now)
 
-    def read(self, after: int, upto: int, selection: Selection) -> Page:
-        """The next events of a selection, up to a position, about a page at most."""
+    def read(self, after: int, upto: int, selection: Selection, most: int | None = None) -> Page:
+        """The next events of a selection, up to a position, about a page at most, and so many of them."""
         kinds = {"public": selection.public, "private": selection.private}
         with self._reading() as connection:
             connection.execute("BEGIN")  # so that events that are sealed meanwhile are not missed
@@ -333,7 +333,16 @@ class BacklogFile(SqliteFile):
             connection.execute("COMMIT")  # or the file's log could not be cut back
         # asked behind that: what has left before is among it
         gone = Gone(*(self.gone(kind, alternatives).position for kind, alternatives in kinds.items()))
-        return page_of(found, selection.frames, gone)
+        return page_of(found, selection.frames, gone, most)
+
+    def before(self, kind: str, selection: Selection, upto: int) -> LookedBack:
+        """Where events of a kind are that are wanted, of some up to a position."""
+        alternatives = selection.private if kind == "private" else selection.public
+        with self._reading() as connection:
+            connection.execute("BEGIN")
+            looked = find_back(connection, self._unpacked, kind, upto, alternatives, selection.wanted)
+            connection.execute("COMMIT")
+        return looked
 
     def imported(self, cursor: str) -> tuple[int, bool] | None:
         """Where an event is that came with this cursor of 0.7's, and whether all that followed it came too.

@@ -13,8 +13,10 @@ import logging
 import math
 import os
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, ParamSpec, TypeVar
 
@@ -33,6 +35,7 @@ from plugins.backlog.ages import Ages, since_boot, this_boot
 from plugins.backlog.database import RESERVED_AHEAD, BacklogFile, Clock, Write
 from plugins.backlog.import_0_7 import import_old_backlog, is_old_backlog
 from plugins.backlog.memory import Backlog, Kind
+from plugins.backlog.pages import LookedBack, newest
 from plugins.backlog.progress import Progress
 from plugins.backlog.schema import KINDS
 from plugins.backlog.settings import BacklogConfig
@@ -405,20 +408,27 @@ class StoredBacklog(Backlog):
                     self._reserved[private] = position + RESERVED_AHEAD
 
     async def place(self, asked: ReplayRequest | None, now: Mark, selection: Selection) -> Placement:
-        """Where a subscriber begins to read, and what it is told."""
+        """Where a subscriber begins to read and where it ends, and what it is told."""
         try:
-            if asked and asked.cursor is not None and position_of(asked.cursor) is None:
-                return await self._place_imported(asked.cursor, now, selection)
             return await super().place(asked, now, selection)
         except StoreError as error:
             raise Refused(503, "the backlog cannot be read: ask again", headers=RETRY_AFTER) from error
 
-    async def _place_imported(self, cursor: str, now: Mark, selection: Selection) -> Placement:
-        """Where to go on after a cursor of 0.7's: a place if its event was imported."""
+    async def _position_of(self, cursor: str) -> int | None:
+        """The position of a cursor, also of one of 0.7's whose event was imported."""
+        if (position := position_of(cursor)) is not None:
+            return position
+        found = await self._in_reader(self._file.imported, cursor)
+        return found and found[0]
+
+    async def _place_cursor(self, cursor: str, now: int, selection: Selection) -> Placement:
+        """Where to go on after a cursor; after one of 0.7's, if its event was imported."""
+        if position_of(cursor) is not None:
+            return await super()._place_cursor(cursor, now, selection)
         found = await self._in_reader(self._file.imported, cursor)
         reach = self._reach(selection)
         if found is None:
-            return place_cursor(None, reach, now.position)
+            return place_cursor(None, reach, now)
         position, whole = found
         held = whole and position >= max(reach.began.position, reach.lost.position)
         return place(position, "complete" if held else "partial", reach)
@@ -427,11 +437,26 @@ class StoredBacklog(Backlog):
         upto = self.end(private=private)
         return await self._in_reader(self._file.first_since, timestamp, upto, kinds_seen(private))
 
-    async def read(self, after: int, upto: int, selection: Selection) -> Page:
+    async def _newest(self, count: int, upto: int, selection: Selection) -> list[int]:
+        """The positions of the newest events of a selection: from memory, and those before from the file."""
+        found = await super()._newest(count, upto, selection)
+        # asked behind that: what has been dropped meanwhile is among what is looked for in the file
+        in_memory_after = max(kind.in_memory_after for kind in self._seen(selection.reads_private))
+        found = found[bisect_right(found, in_memory_after) :]
+        if len(found) == count:
+            return found
+
+        async def look_back(kind: str, upto: int) -> LookedBack:
+            return await self._in_reader(self._file.before, kind, selection, upto)
+
+        parts = [partial(look_back, kind) for kind in kinds_seen(selection.reads_private)]
+        return await newest(count - len(found), min(upto, in_memory_after), parts) + found
+
+    async def read(self, after: int, upto: int, selection: Selection, most: int | None = None) -> Page:
         """What comes after a position: from memory, or older events from the file. Raises StoreError."""
         if all(after >= kind.in_memory_after for kind in self._seen(selection.reads_private)):
-            return await super().read(after, upto, selection)
-        return await self._in_reader(self._file.read, after, upto, selection)
+            return await super().read(after, upto, selection, most)
+        return await self._in_reader(self._file.read, after, upto, selection, most)
 
     async def _in_reader(self, call: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
         try:

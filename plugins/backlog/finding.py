@@ -12,7 +12,7 @@ from core.events.subscription import Alternative
 from plugins.backlog import blocks
 from plugins.backlog.block import Damaged, Summary
 from plugins.backlog.blocks import Unpacked
-from plugins.backlog.pages import Found
+from plugins.backlog.pages import Found, LookedBack
 
 _MOST_BLOCKS = 8  # that are unpacked for a page
 _MOST_ROWS = 2000  # that are looked at for a page
@@ -72,6 +72,31 @@ def _find_rows(
             lines.append(line)
         after = row[0]
     return Found(lines, upto if looked < _MOST_ROWS else after)
+
+
+def find_back(
+    connection: sqlite3.Connection,
+    unpacked: Unpacked,
+    kind: str,
+    upto: int,
+    alternatives: Collection[Alternative],
+    wanted: Mapping[str, bool],
+) -> LookedBack:
+    """Where events are that are wanted, of some up to a position: of rows, or of the next block with any."""
+    end = blocks.end(connection, kind)
+    if upto > end:
+        rows = connection.execute(
+            f"SELECT position, path FROM {kind} WHERE position <= ? ORDER BY position DESC LIMIT ?",
+            (upto, _MOST_ROWS),
+        ).fetchall()
+        positions = [position for position, path in reversed(rows) if wanted[path]]
+        return LookedBack(positions, end if len(rows) < _MOST_ROWS else rows[-1][0] - 1)
+    lasts, after = blocks.previous_of(connection, kind, upto, alternatives, _MOST_BLOCKS)
+    for last in lasts:
+        if lines := unpacked.block(connection, kind, last).select(0, upto, wanted):
+            positions = list(map(position_in, lines))
+            return LookedBack(positions, positions[0] - 1)
+    return LookedBack([], after)
 
 
 def all_events(

@@ -8,9 +8,10 @@ ones.
 import asyncio
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 
-from core.events.cursor import Mark, position_of
+from core.events.cursor import MAX_POSITION, Mark, position_of
 from core.events.event import Event
 from core.events.idempotency import IdempotencyKey, QueueItem
 from core.events.local_store import LocalStore
@@ -26,10 +27,11 @@ from core.events.replay import (
 )
 from core.events.selection import Selection
 from core.events.store import Accepted, Outlet, Page, delivered
+from core.events.turns import Slice
 from plugins import Plugin
 from plugins.backlog.ages import Ages, since_boot
 from plugins.backlog.departed import Departed, keys_of
-from plugins.backlog.pages import page_of
+from plugins.backlog.pages import LookedBack, newest, page_of
 from plugins.backlog.recent import Recent
 from plugins.backlog.retention import Retention
 from plugins.backlog.settings import IN_MEMORY_AT_MOST, BacklogConfig
@@ -200,18 +202,74 @@ class Backlog(LocalStore, Plugin):
         return (self._public, self._private) if private else (self._public,)
 
     async def place(self, asked: ReplayRequest | None, now: Mark, selection: Selection) -> Placement:
-        """Where a subscriber begins to read, and the verdict on the replay that it asked for, if any."""
+        """Where a subscriber begins to read and where it ends, and the verdict on its replay, if any."""
         if asked is None:
             return Placement(now.position, None)
+        end = now.position
+        if asked.until is not None:
+            until = await self._position_until(asked.until, selection)
+            if until is None:
+                return place_cursor(None, self._reach(selection), end)._replace(end=end)
+            end = min(end, until)
+        placement = await self._place_begin(asked, end, now, selection)
+        return placement._replace(end=end, limit=asked.limit) if asked.is_history else placement
+
+    async def _position_until(self, until: float | str, selection: Selection) -> int | None:
+        """The position up to which events lie before a time, or not behind a cursor.
+
+        None if it is no cursor that is known.
+        """
+        if isinstance(until, str):
+            return await self._position_of(until)
+        first = await self._first_since(until, selection.reads_private)
+        return MAX_POSITION if first is None else first - 1
+
+    async def _position_of(self, cursor: str) -> int | None:
+        """The position that a cursor stands for, None if it is no cursor that is known."""
+        return position_of(cursor)
+
+    async def _place_begin(
+        self, asked: ReplayRequest, end: int, now: Mark, selection: Selection
+    ) -> Placement:
+        """Where a replay begins that goes up to a position."""
+        if asked.last is not None:
+            return await self._place_last(asked.last, end, now, selection)
         if asked.cursor is not None:
-            return place_cursor(position_of(asked.cursor), self._reach(selection), now.position)
-        since = asked.since or 0.0
+            return await self._place_cursor(asked.cursor, now.position, selection)
+        return await self._place_since(asked.since or 0.0, now, selection)
+
+    async def _place_cursor(self, cursor: str, now: int, selection: Selection) -> Placement:
+        return place_cursor(position_of(cursor), self._reach(selection), now)
+
+    async def _place_since(self, since: float, now: Mark, selection: Selection) -> Placement:
         first = await self._first_since(since, selection.reads_private)
         # the verdict after the look at the events: what has left before it is among what is lost
         reach = self._reach(selection)
         # not beyond now, also if all that was held by then has been pushed out meanwhile by what came later
         after = now.position if first is None else min(first - 1, now.position)
         return place(after, judge_since(since, reach), reach)
+
+    async def _place_last(self, count: int, end: int, now: Mark, selection: Selection) -> Placement:
+        """Where the newest events up to a position begin: complete if there are so many, with no gap."""
+        positions = await self._newest(count, end, selection)
+        if len(positions) < count:
+            return await self._place_since(-1.0, now, selection)
+        after = positions[0] - 1
+        reach = self._reach(selection)
+        held = after >= max(reach.began.position, reach.lost.position)
+        return place(after, "complete" if held else "partial", reach)
+
+    async def _newest(self, count: int, upto: int, selection: Selection) -> list[int]:
+        """The positions of the newest events of a selection, up to a position: see pages.newest()."""
+        piece = Slice()
+
+        async def look_back(recent: Recent, upto: int) -> LookedBack:
+            if piece.over:
+                await piece.next()
+            return recent.before(upto, selection.wanted)
+
+        recents = chain.from_iterable(kind.recents for kind in self._seen(selection.reads_private))
+        return await newest(count, upto, [partial(look_back, recent) for recent in recents])
 
     def _reach(self, selection: Selection) -> Reach:
         """How far back a selection goes."""
@@ -228,8 +286,8 @@ class Backlog(LocalStore, Plugin):
         found = (recent.first_since(timestamp) for recent in recents)
         return min((position for position in found if position is not None), default=None)
 
-    async def read(self, after: int, upto: int, selection: Selection) -> Page:
+    async def read(self, after: int, upto: int, selection: Selection, most: int | None = None) -> Page:
         """What is held after a position of a selection, about a page at most. Does not suspend."""
         recents = chain.from_iterable(kind.recents for kind in self._seen(selection.reads_private))
         found = [recent.after(after, upto, selection.wanted) for recent in recents]
-        return page_of(found, selection.frames, self._gone(selection))
+        return page_of(found, selection.frames, self._gone(selection), most)

@@ -11,7 +11,7 @@ from itertools import compress
 from core.events.cursor import Mark
 from core.events.event import Event
 from core.events.store import PAGE_BYTES, PAGE_EVENTS
-from plugins.backlog.pages import Found
+from plugins.backlog.pages import Found, LookedBack
 
 _OVERHEAD = 200  # bytes that an event takes beside its line and path: three numbers, two objects, five places
 _SPARE = 1000  # events that have been dropped and not yet cut off the lists
@@ -95,3 +95,11 @@ class Recent:
                 return Found(lines, upto if end == stop else self._positions[end - 1])
             start = end
         return Found([], upto if start == stop else self._positions[start - 1])
+
+    def before(self, upto: int, wanted: Mapping[str, bool]) -> LookedBack:
+        """Where events are that are wanted, of a page of them up to a position. wanted: by path."""
+        stop = bisect_right(self._positions, upto, lo=self._first)
+        start = max(stop - PAGE_EVENTS, self._first)
+        which = map(wanted.__getitem__, self._paths[start:stop])
+        positions = list(compress(self._positions[start:stop], which))
+        return LookedBack(positions, self._positions[start] - 1 if start > self._first else 0)

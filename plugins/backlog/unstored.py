@@ -39,9 +39,17 @@ class Unstored(LocalStore, Plugin):
         return 0
 
     async def place(self, asked: ReplayRequest | None, now: Mark, selection: Selection) -> Placement:  # noqa: ARG002
-        """Every subscriber begins to read with the live events."""
-        return Placement(now.position, "none" if asked else None)
+        """Every subscriber begins to read with the live events; history ends before them."""
+        if asked is None:
+            return Placement(now.position, None)
+        return Placement(now.position, "none", end=now.position if asked.is_history else None)
 
-    async def read(self, after: int, upto: int, selection: Selection) -> Page:  # noqa: ARG002
+    async def read(
+        self,
+        after: int,  # noqa: ARG002
+        upto: int,
+        selection: Selection,  # noqa: ARG002
+        most: int | None = None,  # noqa: ARG002
+    ) -> Page:
         """A page without a line."""
         return Page(upto)
