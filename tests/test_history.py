@@ -396,14 +396,25 @@ class Archive:
             while await self.store._in(self.store._writing, self.store._file.seal):
                 pass
 
-    async def read(self, asked: ReplayRequest, path: str = "/", rights: Rights = NO_RIGHTS) -> Got:
-        """What somebody gets who asks for that, until its stream ends, or its replay does."""
+    async def read(
+        self,
+        asked: ReplayRequest,
+        path: str = "/",
+        rights: Rights = NO_RIGHTS,
+        meanwhile: Sequence[str] = (),
+    ) -> Got:
+        """What somebody gets who asks for that, until its stream ends, or its replay does.
+
+        meanwhile: paths of events that are published when its head has been sent.
+        """
         private = bool(rights.readable)
         subscription = parse_subscription(path)
         now = await self.store.now(private=private)
         await self.store.settle(now.position, private=private)
         selection = selection_of(subscription, rights, CHUNKED)
         placement = await self.store.place(asked, Mark(now.position, now.timestamp), selection)
+        if meanwhile:
+            await self.publish(meanwhile)
         here, there = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=there)
         stream = Stream(Connections(1, 0, 0, Networks([])), None, "closed", writing_paused=False)
@@ -413,13 +424,11 @@ class Archive:
         self.reader = Subscriber("", subscription, CHUNKED, transport, stream, stream.drain, 2**20)
         self.reader.rights = rights
         self.fanout.add(self.reader)
-        context = CatchUpContext(
-            self.fanout, self.store, 0.0, lambda: 0.0
-        )  # a ping whenever there may be one
+        context = CatchUpContext(self.fanout, self.store, 0.0, lambda: 0.0)  # pings as often as may be
         serving = stream.serve(Follower(self.reader, now.position, context).begin(placement))
         async with asyncio.timeout(TIMEOUT):
             raw = await (reader.read() if asked.is_history else reader.readuntil(chunk(PING)))
-        assert (self.reader.ping_turn is None) == asked.is_history, "it has joined the fan-out, or not"
+        assert self.reader.ping_turn is None or not asked.is_history, "it has joined the fan-out"
         transport.abort()
         writer.close()
         await asyncio.wait([serving])
@@ -636,6 +645,74 @@ def test_windows_tile(
         return found
 
     asyncio.run(check())
+
+
+@IN_FILE
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ReplayRequest(since=0.0, until=2e9),
+        ReplayRequest(since=0.0, until=stamp_at(MAX_POSITION, 0.0).cursor),
+        ReplayRequest(since=0.0, limit=9),
+        ReplayRequest(last=9, until=2e9),
+        ReplayRequest(last=9),
+    ],
+    ids=["a time", "a cursor", "a number", "the newest before a time", "the newest"],
+)
+async def test_what_is_published_while_it_is_read_is_not_part_of_it(
+    in_file: bool, tmp_path: Path, asked: ReplayRequest
+) -> None:
+    """However far its end lies in the future: it is what was published before its head was sent."""
+    async with archive(tmp_path if in_file else None) as here:
+        await here.publish(["/a"] * 5)
+        got = await here.read(asked, meanwhile=["/a"] * 5)
+        assert got.events == here.published[:5]
+        check_form(got, asked)
+
+
+@IN_FILE
+async def test_the_newest_are_not_complete_with_a_gap_among_them(in_file: bool, tmp_path: Path) -> None:
+    """Where public events have left, and private ones from before them are held; what is held is sent."""
+    async with archive(tmp_path if in_file else None, size=3) as here:
+        await here.publish(["/private/a"])
+        for _ in range(6):
+            await here.publish(["/a"])
+        held = await here.held()
+        assert len(held) == 4
+        for last, verdict in ((3, "complete"), (4, "partial")):
+            got = await here.read(ReplayRequest(last=last), "/a", RIGHTS[-1])
+            assert (got.verdict, got.events) == (verdict, held[-last:])
+
+
+@IN_FILE
+async def test_the_newest_are_not_complete_from_before_the_memory_began(
+    in_file: bool, tmp_path: Path
+) -> None:
+    """As after a copy of a file was put back: something may have been published in between."""
+    async with archive(tmp_path if in_file else None) as here:
+        await here.publish(["/a"] * 5)
+        here.store._began = Mark(here.published[2].stamp.position, here.published[2].stamp.timestamp)
+        for last, verdict in ((2, "complete"), (3, "partial")):
+            got = await here.read(ReplayRequest(last=last))
+            assert (got.verdict, got.events) == (verdict, here.published[-last:])
+
+
+@IN_FILE
+@pytest.mark.parametrize("most", [1, 2, 5, 1000])
+async def test_a_page_has_no_more_events_than_are_wanted(in_file: bool, tmp_path: Path, most: int) -> None:
+    """And ends with the last of them, where the next one goes on."""
+    async with archive(tmp_path if in_file else None) as here:
+        for _ in range(10):
+            await here.publish(["/a", "/private/a", "/a"])
+        selection = selection_of(parse_subscription("/"), RIGHTS[-1], BARE)
+        lines: list[bytes] = []
+        after, end = 0, here.store.end(private=True)
+        while after < end:
+            page = await here.store.read(after, end, selection, most)
+            lines += page.data.splitlines(keepends=True)
+            assert page.events <= most
+            after = page.end
+        assert lines == [event.line for event in here.published]
 
 
 @IN_FILE

@@ -254,6 +254,12 @@ async def test_an_old_cursor_in_the_file_is_a_place(storage: Path, start_daemon:
             assert numbers(events) == [number for number in numbers_held if number > n]
 
     await check(public)
+    for n, cursor in enumerate(cursors):  # as an end, too
+        part = await daemon.request("GET", f"/?since=-1&until={cursor}")
+        assert part.headers["X-Replay"] == "partial"
+        assert numbers([json.loads(line) for line in part.text.splitlines()]) == [
+            each for each in public if each <= n
+        ]
     daemon.stop()
     daemon.start()
     await check(public)
