@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple, NoReturn
 
 from core.errors import Refused
-from core.events.cursor import Stamp
+from core.events.cursor import Stamp, position_of
 from core.events.topics import PublishPath
 
 MAX_DEPTH = 500  # lists and objects within one another; Python's own readers give up at about 990
@@ -60,6 +60,21 @@ def timestamp_in(line: bytes) -> float:
     """The pubsub_timestamp of the event that has this line."""
     end = len(line) - _CURSOR_LENGTH
     return float(line[line.rindex(b" ", 0, end) : end])
+
+
+def event_of(path: PublishPath, line: bytes) -> Event:
+    """The event on a path that has this line. Raises ValueError if none has exactly this one."""
+    try:
+        opening = line[: line.rindex(b', "pubsub_timestamp": ')].decode("ascii")
+        stamp = Stamp(position_in(line), line[-39:-3].decode("ascii"), timestamp_in(line))
+    except ValueError:
+        raise ValueError("a line that does not end as that of an event") from None
+    event = Event(path, opening, stamp)
+    if event.line != line or position_of(stamp.cursor) != stamp.position:
+        raise ValueError("a line that does not end as that of an event")
+    if not opening.endswith(_keys_of(path)):
+        raise ValueError("a line of another path")
+    return event
 
 
 def parse_payload(body: bytes, path: PublishPath, max_line_size: int) -> str:

@@ -15,6 +15,7 @@ import sys
 import zlib
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress
 from typing import NamedTuple
@@ -93,6 +94,36 @@ def pack(events: Sequence[tuple[str, bytes]], last: int | None = None) -> tuple[
     return Summary(*known, _crc_of(*known)), data
 
 
+def counted_paths(summary: Summary, data: bytes) -> Counter[str]:
+    """How many events of each path a block has, without their lines. Raises Damaged."""
+    _check(summary, data)
+    with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+        (length,) = _LENGTH.unpack(reader.read(_LENGTH.size))
+        paths = json.loads(reader.read(length))
+        numbers = _numbers_in(reader.read(2 * summary.events))
+    return Counter(map(paths.__getitem__, numbers))
+
+
+def size_of_lines(summary: Summary, data: bytes) -> int:
+    """How many bytes the lines in a block have."""
+    with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+        (length,) = _LENGTH.unpack(reader.read(_LENGTH.size))
+    content: int = zstandard.frame_content_size(data)
+    return content - _LENGTH.size - int(length) - 2 * summary.events
+
+
+def _check(summary: Summary, data: bytes) -> None:
+    if not summary.is_whole or zlib.crc32(data) != summary.crc:
+        raise Damaged(f"the block of events up to position {summary.last} is damaged")
+
+
+def _numbers_in(content: bytes) -> "array[int]":
+    numbers = array("H", content)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
+
+
 class Block:
     """A block, unpacked.
 
@@ -103,16 +134,13 @@ class Block:
 
     def __init__(self, summary: Summary, data: bytes) -> None:
         """Raises Damaged if it is not what was written."""
-        if not summary.is_whole or zlib.crc32(data) != summary.crc:
-            raise Damaged(f"the block of events up to position {summary.last} is damaged")
+        _check(summary, data)
         content = zstandard.ZstdDecompressor().decompress(data)
         (length,) = _LENGTH.unpack_from(content)
         begin = _LENGTH.size + length
         end = begin + 2 * summary.events
         self.paths: list[str] = json.loads(content[_LENGTH.size : begin])
-        self._numbers = array("H", content[begin:end])
-        if sys.byteorder == "big":
-            self._numbers.byteswap()
+        self._numbers = _numbers_in(content[begin:end])
         self.chunks = memoryview(content)[end:]
         self._lines: list[bytes] | None = None
         self.events = summary.events

@@ -222,7 +222,7 @@ class BacklogFile(SqliteFile):
                 if events:
                     last = max(last, events[-1].stamp.position)
                     leaving.held.rows += len(events)
-                    leaving.held.row_size += _insert(connection, kind, events)
+                    leaving.held.row_size += insert(connection, kind, events)
                     leaving.push_out(connection)
             self._store_answers(connection, writes, now)
             items = [(item, write.accepted.last.position) for write in writes for item in write.items]
@@ -388,7 +388,7 @@ class BacklogFile(SqliteFile):
             counters.commit_ns += time.perf_counter_ns() - began
 
 
-def _insert(connection: sqlite3.Connection, kind: str, events: Sequence[Event]) -> int:
+def insert(connection: sqlite3.Connection, kind: str, events: Sequence[Event]) -> int:
     """Make events rows. Their size in bytes, as leaving.py has it."""
     # many in a statement: after each one, this thread waits for the event loop's if that is busy
     start = 0

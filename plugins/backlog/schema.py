@@ -92,6 +92,12 @@ def is_empty(connection: sqlite3.Connection, path: Path) -> bool:
     return not tables
 
 
+def is_complete(connection: sqlite3.Connection) -> bool:
+    """Whether a backlog has all tables of this version."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return bool(version == _VERSION)
+
+
 def create(connection: sqlite3.Connection, began: Mark, *, from_the_start: bool) -> None:
     """Make a backlog whose memory begins there; complete() makes the rest of its tables."""
     connection.executescript(_SCHEMA)

@@ -19,6 +19,24 @@ _LOG_GROWTH = 8 * 1024**2  # bytes: twice what SQLite lets come together before 
 _LONGEST_LOG = 64 * 1024**2  # bytes that are no matter while another program reads
 
 
+_ENDINGS = ("", "-wal", "-shm", "-journal")  # of SQLite's files
+
+
+def remove_database(path: Path) -> None:
+    """Take a database away, that nobody uses, with what SQLite keeps beside it."""
+    for ending in _ENDINGS:
+        Path(f"{path}{ending}").unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make names in a directory outlast a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class SqliteFile:
     """An open database.
 
