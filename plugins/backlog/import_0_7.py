@@ -24,16 +24,16 @@ from core.events.replay import is_cursor
 from core.events.store import Accepted
 from core.events.topics import publish_path
 from plugins.backlog.database import BacklogFile, Write
+from plugins.backlog.sqlite_file import remove_database, sync_directory
 
 log = logging.getLogger("pypubsub.backlog")
 
 _BATCH = 1000  # events of a transaction
 _HEAD = 64 * 1024  # bytes of a file by which it is told what it is
 _OF_0_7 = re.compile(rb'^\{"timestamp": ', re.MULTILINE)  # how its lines begin
-_SUFFIXES = ("", "-wal", "-shm", "-journal")  # of SQLite's files
 
 
-class _Old(NamedTuple):
+class OldEvent(NamedTuple):
     """An event of an old file."""
 
     event: Event
@@ -59,7 +59,7 @@ def import_old_backlog(path: Path, size: int, max_line_size: int, now: Mark) -> 
     size: events of each kind that are kept; now: a moment before every event to come.
     """
     new_path = path.with_name(f"{path.name}.importing")
-    _remove(new_path)  # what is left of an import that was interrupted
+    remove_database(new_path)  # what is left of an import that was interrupted
     new = BacklogFile(new_path, size, window=0)
     try:
         new.open(now, from_the_start=False)
@@ -69,19 +69,14 @@ def import_old_backlog(path: Path, size: int, max_line_size: int, now: Mark) -> 
         new_path.replace(path)
     except BaseException:
         new.close_writer()
-        _remove(new_path)
+        remove_database(new_path)
         raise
-    _sync(path.parent)
+    sync_directory(path.parent)
     events = "event" if count == 1 else "events"
     log.info("%s: %d %s imported from a backlog of PyPubSub 0.7, which is now %s", path, count, events, kept)
 
 
-def _remove(path: Path) -> None:
-    for suffix in _SUFFIXES:
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
-
-
-def _fill(new: BacklogFile, olds: Iterator[_Old | None], path: Path, now: Mark) -> int:
+def _fill(new: BacklogFile, olds: Iterator[OldEvent | None], path: Path, now: Mark) -> int:
     """Store events. How many.
 
     The new backlog knows the cursors of all of them, but for replays by time, and by cursors of 0.7's, it
@@ -119,28 +114,47 @@ def _fill(new: BacklogFile, olds: Iterator[_Old | None], path: Path, now: Mark) 
     return count
 
 
-def _events(path: Path, max_line_size: int, now: Mark) -> Iterator[_Old | None]:
+def _events(path: Path, max_line_size: int, now: Mark) -> Iterator[OldEvent | None]:
     """The events of an old file, stamped in their order.
 
     None where there is none to be had: the line's number is reported.
     """
-    position, timestamp = 0, 0.0
+    reader = OldLines(max_line_size, now)
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                at, event_path, payload = _read(line)
-                cursor = payload.get("pubsub_cursor")
-                opening = opening_of(payload, publish_path(event_path), max_line_size)
-            except (Refused, ValueError, KeyError, TypeError, RecursionError) as error:
-                log.warning("%s: line %d skipped: %s", path, number, _reason(error, line))
+                yield reader.read(line)
+            except ValueError as error:
+                log.warning("%s: line %d skipped: %s", path, number, error)
                 yield None
-                continue
-            timestamp = min(max(timestamp, at), now.timestamp)  # never less than that of the event before
-            position = max(position + 1, int(timestamp * TICKS_PER_SECOND))
-            event = Event(publish_path(event_path), opening, stamp_at(position, timestamp))
-            yield _Old(event, cursor if isinstance(cursor, str) and is_cursor(cursor) else None)
+
+
+class OldLines:
+    """The lines of an old file, one after the other, as events that are stamped in their order.
+
+    now: when there may be events of this version.
+    """
+
+    def __init__(self, max_line_size: int, now: Mark) -> None:
+        self._max_line_size = max_line_size
+        self._now = now
+        self._position, self._timestamp = 0, 0.0
+
+    def read(self, line: bytes) -> OldEvent:
+        """The event of the next line. Raises ValueError, which says what is wrong with it."""
+        try:
+            at, event_path, payload = _read(line)
+            cursor = payload.get("pubsub_cursor")
+            opening = opening_of(payload, publish_path(event_path), self._max_line_size)
+        except (Refused, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(_reason(error, line)) from error
+        # never less than that of the event before
+        self._timestamp = min(max(self._timestamp, at), self._now.timestamp)
+        self._position = max(self._position + 1, int(self._timestamp * TICKS_PER_SECOND))
+        event = Event(publish_path(event_path), opening, stamp_at(self._position, self._timestamp))
+        return OldEvent(event, cursor if isinstance(cursor, str) and is_cursor(cursor) else None)
 
 
 def _read(line: bytes) -> tuple[float, str, dict[str, Any]]:
@@ -195,12 +209,3 @@ def _keep(path: Path) -> Path:
             return kept
         else:
             return kept
-
-
-def _sync(directory: Path) -> None:
-    """Make names in a directory outlast a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
