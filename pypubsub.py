@@ -545,6 +545,10 @@ def check(server: Server) -> int:
 
 def main() -> int:
     """Run the daemon. 0: stopped by a signal, or checked and found good; 1: not so; 2: not configured."""
+    if sys.argv[1:2] == ["backlog"]:
+        from plugins.backlog import commands  # noqa: PLC0415 (and SQLite with them)
+
+        return commands.main(sys.argv[2:])
     arguments = parse_arguments()
     if arguments.hash_password:
         return print_hash()

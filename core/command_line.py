@@ -15,7 +15,8 @@ LOOPS = ("auto", "asyncio", "uvloop")  # auto: uvloop if it is there
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, its help and its --version."""
     parser = argparse.ArgumentParser(
-        description="PyPubSub: JSON events over HTTP, from publishers to subscribers."
+        description="PyPubSub: JSON events over HTTP, from publishers to subscribers.",
+        epilog="`pypubsub.py backlog --help`: commands for a backlog's file.",
     )
     parser.add_argument(
         "--config", type=Path, default="pypubsub.yaml", help="settings (default: %(default)s)"

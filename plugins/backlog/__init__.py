@@ -23,6 +23,7 @@ Its parts:
     sqlite_file  its connections, their transactions, and SQLite's log (-wal)
     progress     how far something is that takes minutes
     import_0_7   the file of PyPubSub 0.7, turned into such a one
+    commands     what operators do with such a file
 """
 
 from pathlib import Path
