@@ -12,7 +12,7 @@ from aws import Moto
 from daemon import Acl, Daemon, StartDaemon
 from slapd import Slapd
 
-pytest.register_assert_rewrite("documents", "installation")  # where tests' own assertions stand
+pytest.register_assert_rewrite("commands", "documents", "installation")  # where tests' own assertions stand
 # programs under test run as they do elsewhere
 os.environ.pop("PYTHONUNBUFFERED", None)
 for ignored in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # which Python ignores itself

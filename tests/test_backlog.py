@@ -1,11 +1,8 @@
 """Who was away gets what it missed, and is told whether that is all of it."""
 
 import asyncio
-import contextlib
 import json
-import re
 import signal
-import sqlite3
 import time
 import uuid
 from pathlib import Path
@@ -13,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from commands import done
 from core.events.cursor import TICKS_PER_SECOND, position_of, stamp_at
-from daemon import ROOT, Daemon, StartDaemon
+from daemon import Daemon, StartDaemon
 from wire import EVERYTHING
 
 STORES = ("memory", "file")
@@ -159,13 +157,10 @@ async def test_the_memory_of_a_file_can_be_made_to_begin_anew(
     with_backlog: StartDaemon, tmp_path: Path
 ) -> None:
     """As docs/backlog.md says for a copy that is put back, and the like: what is held stays."""
-    (statement,) = re.findall(r'sqlite3 backlog.db "(UPDATE .*)"', (ROOT / "docs/backlog.md").read_text())
     daemon = with_backlog("file")
     (cursor,) = await cursors_of(daemon, "/a", range(1))
     await asyncio.to_thread(daemon.stop)
-    with contextlib.closing(sqlite3.connect(tmp_path / "backlog.db")) as connection:
-        connection.execute(statement)
-        connection.commit()
+    done("restored", tmp_path / "backlog.db")
     daemon.start()
     assert await daemon.replay("/a", X_Fetch_Since="10m") == ("partial", [0])
     assert await daemon.replay("/a", **EVERYTHING) == ("partial", [0])

@@ -199,21 +199,6 @@ async def test_a_disk_that_is_mounted_read_only(
         assert await numbers(start_daemon(config(where / "backlog"))) == list(range(HELD))
 
 
-async def test_rows_taken_out_by_hand(tmp_path: Path, start_daemon: StartDaemon) -> None:
-    """Are counted anew at the start: the rest stays, and what is published too."""
-    daemon = start_daemon(config(tmp_path / "backlog", size=10))
-    for number in range(10):
-        await publish(daemon, number)
-    daemon.stop()
-    with contextlib.closing(sqlite3.connect(tmp_path / "backlog")) as connection:
-        connection.execute("DELETE FROM public WHERE position < (SELECT max(position) FROM public)")
-        connection.commit()
-    daemon.start()
-    for number in range(10, 13):
-        assert await publish(daemon, number) == 202
-    assert await numbers(daemon) == [9, 10, 11, 12]
-
-
 async def test_a_full_disk_at_the_first_start(tmp_path: Path, start_daemon: StartDaemon) -> None:
     """One line says so, and once there is room the backlog begins."""
     with disk(tmp_path / "disk", "1m") as where:
