@@ -34,6 +34,7 @@ from commands import (
     stat,
     streamed,
 )
+from core.delivery.wire import chunk
 from core.events.cursor import TICKS_PER_SECOND, position_of, stamp_at
 from core.events.event import timestamp_in
 from daemon import ROOT, Daemon, StartDaemon, basic
@@ -239,7 +240,7 @@ def test_stat_says_how_much_there_is(held: Path, everything: list[str]) -> None:
         own = [line for line in everything if (line in public([line])) == (kind == "public")]
         facts = found[kind]
         assert (facts["events"], facts["topics"]) == (len(own), topics)
-        assert facts["bytes_as_lines"] == sum(map(len, own))
+        assert facts["bytes_as_sent"] == sum(len(chunk(line)) for line in own)
         for key, line in (("oldest", own[0]), ("newest", own[-1])):
             assert facts[key].endswith("Z")
             told = datetime.fromisoformat(facts[key]).timestamp()

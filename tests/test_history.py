@@ -709,7 +709,7 @@ async def test_a_page_has_no_more_events_than_are_wanted(in_file: bool, tmp_path
         after, end = 0, here.store.end(private=True)
         while after < end:
             page = await here.store.read(after, end, selection, most)
-            lines += page.data.splitlines(keepends=True)
+            lines += bytes(page.data).splitlines(keepends=True)
             assert page.events <= most
             after = page.end
         assert lines == [event.line for event in here.published]

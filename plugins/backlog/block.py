@@ -104,8 +104,8 @@ def counted_paths(summary: Summary, data: bytes) -> Counter[str]:
     return Counter(map(paths.__getitem__, numbers))
 
 
-def size_of_lines(summary: Summary, data: bytes) -> int:
-    """How many bytes the lines in a block have."""
+def size_of_chunks(summary: Summary, data: bytes) -> int:
+    """How many bytes the lines in a block have, each as a chunk."""
     with zstandard.ZstdDecompressor().stream_reader(data) as reader:
         (length,) = _LENGTH.unpack(reader.read(_LENGTH.size))
     content: int = zstandard.frame_content_size(data)

@@ -45,7 +45,7 @@ def _export(
                 find(connection, unpacked, kind, after, upto, alternatives, selection.wanted)
                 for kind, alternatives in asked.items()
             ]
-        page = page_of(found, selection.frame, Gone())
+        page = page_of(found, selection.frames, Gone())
         sys.stdout.buffer.write(page.data)
         after = page.end
 

@@ -6,8 +6,9 @@ import sqlite3
 from collections import Counter
 from typing import Any
 
+from core.delivery.wire import chunk
 from core.events.event import position_in
-from plugins.backlog.block import Block, Damaged, Summary, counted_paths, size_of_lines
+from plugins.backlog.block import Block, Damaged, Summary, counted_paths, size_of_chunks
 from plugins.backlog.commands.moments import iso
 from plugins.backlog.commands.opening import bytes_of, reading, snapshot
 from plugins.backlog.commands.walking import walk
@@ -62,7 +63,7 @@ class _Kind:
                 continue
             for position, timestamp, path, line, _ in part:
                 self._topics[first_topic(path)] += 1
-                self._size += len(line)
+                self._size += len(chunk(line))
                 self._note(timestamp, timestamp)
                 self._after = position
             self._rows += len(part)
@@ -73,10 +74,10 @@ class _Kind:
                 block = Block(summary, data or b"")
                 new = [(path, line) for path, line in block if position_in(line) > self._after]
                 paths = Counter(path for path, _ in new)
-                self._size += sum(len(line) for _, line in new)
+                self._size += sum(len(chunk(line)) for _, line in new)
             else:
                 paths = counted_paths(summary, data or b"")
-                self._size += size_of_lines(summary, data or b"")
+                self._size += size_of_chunks(summary, data or b"")
         except Damaged:
             paths = Counter()
             self._damaged += 1
@@ -98,7 +99,7 @@ class _Kind:
         oldest, latest = self._times or (None, None)
         return {
             "events": self._in_blocks + self._rows,
-            "bytes_as_lines": self._size,
+            "bytes_as_sent": self._size,
             "oldest": oldest if oldest is None else iso(oldest),
             "newest": latest if latest is None else iso(latest),
             "blocks": self._blocks,
@@ -110,7 +111,7 @@ class _Kind:
     @staticmethod
     def none() -> dict[str, Any]:
         """The same where there are no events."""
-        keys = ("events", "bytes_as_lines", "oldest", "newest", "blocks", "damaged_blocks", "rows", "topics")
+        keys = ("events", "bytes_as_sent", "oldest", "newest", "blocks", "damaged_blocks", "rows", "topics")
         return dict.fromkeys(keys, 0) | {"oldest": None, "newest": None, "topics": {}}
 
 
@@ -125,7 +126,7 @@ def _print(found: dict[str, Any]) -> None:
     known = ", and nothing was published before" if found["from_the_start"] else ""
     print(f"its memory began {found['memory_began']}{known}")
     print(f"{'':18}{'public':>26}{'private':>26}")
-    for key in ("events", "bytes_as_lines", "oldest", "newest", "blocks", "rows", "last_that_left"):
+    for key in ("events", "bytes_as_sent", "oldest", "newest", "blocks", "rows", "last_that_left"):
         values = (found[kind][key] for kind in KINDS)
         shown = "".join(f"{'-' if value is None else value:>26}" for value in values)
         print(f"{key.replace('_', ' '):18}{shown}")
