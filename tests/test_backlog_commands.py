@@ -240,7 +240,7 @@ def test_stat_says_how_much_there_is(held: Path, everything: list[str]) -> None:
         own = [line for line in everything if (line in public([line])) == (kind == "public")]
         facts = found[kind]
         assert (facts["events"], facts["topics"]) == (len(own), topics)
-        assert facts["bytes_as_sent"] == sum(len(chunk(line)) for line in own)
+        assert facts["bytes_as_sent"] == sum(len(chunk(line.encode())) for line in own)
         for key, line in (("oldest", own[0]), ("newest", own[-1])):
             assert facts[key].endswith("Z")
             told = datetime.fromisoformat(facts[key]).timestamp()
