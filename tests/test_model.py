@@ -3,7 +3,9 @@
 A machine of hypothesis publishes, lets time pass, stops the store and kills it, and opens readers of all
 kinds: with rights and without, resuming by each other's cursors or by time, reading slowly or not at all.
 Threads and turns of the event loop are steps that it takes when it likes, so that what it finds it finds
-again. An oracle holds all that was ever delivered, and says what each reader must have got.
+again: a write may come in the middle of a read, and fail. Old events are sealed, and leave by number, bytes
+and age, by settings that change at a restart. An oracle holds all that was ever delivered, and says what each
+reader must have got and must be told, and what the store must hold.
 
 For longer searches see searching.py.
 """
@@ -13,6 +15,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import json
+import math
 import shutil
 import socket
 import sqlite3
@@ -20,7 +23,8 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import pytest
 from hypothesis import strategies as st
@@ -34,32 +38,68 @@ from core.delivery.fanout import Fanout
 from core.delivery.subscriber import Subscriber
 from core.delivery.wire import BARE
 from core.events import intake as intake_module
-from core.events import local_store
+from core.events import local_store, turns
 from core.events.cursor import TICKS_PER_SECOND, Mark, Stamps, position_of, stamp_at
 from core.events.event import Event, position_in, timestamp_in
 from core.events.intake import Intake
 from core.events.replay import ReplayRequest
-from core.events.subscription import EVERYTHING, parse_subscription
+from core.events.subscription import parse_subscription
 from core.events.topics import publish_path
 from core.expiring import Expiring
 from core.http.limits import Connections
 from core.http.stream import Stream
 from core.settings import ServerConfig
+from plugins.backlog import block, blocks, database, departed, finding, leaving, memory, sealing
 from plugins.backlog import file as backlog_storage
-from plugins.backlog import finding
 from plugins.backlog import recent as recent_module
+from plugins.backlog.block import Summary
+from plugins.backlog.departed import Departed
 from plugins.backlog.file import StoredBacklog
 from plugins.backlog.finding import all_events
-from plugins.backlog.memory import Backlog
+from plugins.backlog.leaving import Leaving
+from plugins.backlog.memory import Backlog, Kind
 from plugins.backlog.schema import KINDS
 from plugins.backlog.settings import BacklogConfig
+from plugins.backlog.sqlite_file import SqliteFile
 from searching import search
+from stores import IN_MEMORY
 from wire import START_NS
 
+# so that a few events are many
 MODULES = (local_store, intake_module, recent_module, finding, backlog_storage)
-SMALL = {"PAGE_EVENTS": 3, "PAGE_BYTES": 4000, "PORTION": 2}  # so that a few events are many
-PATHS = ["/a", "/b", "/a/b", "/private/a", "/private/b"]
-ASKED_PATHS = ["/", "/a", "/b", "/a/b", "/private", "/b,private/a"]
+SMALL = {"PAGE_EVENTS": 3, "PAGE_BYTES": 4000, "PORTION": 2}
+BOUNDS: dict[str, tuple[tuple[Any, ...], list[int]]] = {  # where a name is used, and what it may be
+    "BLOCK_EVENTS": ((block, database, sealing), [2, 3]),
+    "BLOCK_BYTES": ((block, sealing), [1500, 1 << 18]),
+    "_SEALED_FROM": ((database,), [1, 1, 1, 1000]),
+    "MOST_TOPICS": ((departed,), [2, 20_000, 20_000]),
+    "_MOST_BLOCKS": ((finding,), [1, 2, 8]),
+    "_MOST_ROWS": ((finding,), [2, 2000]),
+    "_MOST_UNPACKED": ((blocks,), [1, 8]),
+    "_TESTS_AT_ONCE": ((blocks,), [12, 20_000]),
+    "_ROWS_AT_ONCE": ((leaving,), [1, 2, 1000]),
+}
+PATHS = ["/a", "/a", "/b", "/a/b", "/c/d", "/private/a", "/private/a", "/private/b", "/rare", "/b/rare"]
+PATHS += ["/private/rare", "/"]
+ASKED_PATHS = ["/", "/a", "/b", "/a/b", "/private", "/b,private/a", "/rare", "/rare", "/c,a/rare", "/d/c"]
+ASKED_PATHS += ["/private/rare"]
+RULES: list[dict[str, dict[str, int]]] = [
+    {},
+    {"a": {"max_age": 10}},
+    {"b": {"max_age": 10}},
+    {"a/b": {}, "a": {"max_age": 20}},
+    {"rare": {"max_age": 100}, "private": {"max_age": 10}},
+    {"private/b": {"max_age": 10}, "b": {"max_age": 40}, "d/c": {"max_age": 1}},
+]
+SETTINGS = st.fixed_dictionaries(
+    {
+        "size": st.sampled_from([1, 2, 4, 6, 6, 9, 12, 20]),
+        "max_age": st.sampled_from([0, 10, 30]),
+        "memory": st.sampled_from([1, 1, 3000, 1_000_000]),
+        "max_bytes": st.sampled_from([None, None, 3000, 20_000]),
+        "keep": st.sampled_from(RULES),
+    }
+)
 RIGHTS = [
     NO_RIGHTS,
     NO_RIGHTS,
@@ -71,6 +111,12 @@ PING = b'{"stillalive": 0.0}\n'
 NO_LIMITS = Connections(1, 0, 0, Networks([]))
 BUFFER = 3000  # bytes that may wait for a reader
 FILLINGS = (0, 0, 1500)  # bytes, of which a few events fill a socket
+
+# what a search in a file must come to
+REACHED = ["sealed", "read from a block", "thinned", "block dropped", "floor", "quiet reader", "failed write"]
+REACHED += ["write in a read"]
+
+R = TypeVar("R")
 
 steps: Counter[str] = Counter()
 
@@ -105,6 +151,22 @@ class Thread(concurrent.futures.Executor):
         """There is nothing to end."""
 
 
+class Writer(sqlite3.Connection):
+    """A connection to a disk that fails when it is told to, if something is written over it."""
+
+    fails: ClassVar[bool] = False
+    writes = False
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        """Execute a statement."""
+        self.writes = self.writes or sql == "BEGIN IMMEDIATE"
+        if sql == "COMMIT" and self.writes and Writer.fails:
+            Writer.fails = False
+            steps["failed write"] += 1
+            raise sqlite3.OperationalError("disk I/O error")
+        return super().execute(sql, parameters)
+
+
 class Known(NamedTuple):
     """An event as the oracle has it."""
 
@@ -117,6 +179,28 @@ class Known(NamedTuple):
     def private(self) -> bool:
         """Whether it is a private one."""
         return publish_path(self.path).private
+
+    @property
+    def topics(self) -> frozenset[str]:
+        """Without the `private` that its path may begin with."""
+        return frozenset(publish_path(self.path).topics)
+
+
+class Departure(NamedTuple):
+    """An event that has left, or a block that has left as a whole, of which nothing is told apart."""
+
+    private: bool
+    position: int
+    timestamp: float
+    topics: frozenset[str]
+
+
+class Origin(NamedTuple):
+    """How an event was published."""
+
+    elapsed: float  # seconds that had passed by then
+    life: int
+    size: int  # bytes that it takes at most
 
 
 class Batch(NamedTuple):
@@ -187,6 +271,21 @@ class Reader:
         return position is not None and position <= self.head and event.position > position
 
 
+def positions_of(kind: Kind) -> set[int]:
+    """Those of the events of a kind that are in memory."""
+    return {position for recent in kind.recents for position in recent._positions[recent._first :]}
+
+
+def counted(call: Callable[..., R], reached: str) -> Callable[..., R]:
+    """A function whose calls are counted."""
+
+    def called(*arguments: Any) -> R:
+        steps[reached] += 1
+        return call(*arguments)
+
+    return called
+
+
 class Machine(RuleBasedStateMachine):
     """Any life of a store, with its readers."""
 
@@ -194,18 +293,26 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self._saved = {
-            (module, name): getattr(module, name)
-            for module in MODULES
-            for name in SMALL
-            if hasattr(module, name)
-        }
-        for module, name in self._saved:
-            setattr(module, name, SMALL[name])
+        self.patch = pytest.MonkeyPatch()
+        for module, name in itertools.product(MODULES, SMALL):
+            if hasattr(module, name):
+                self.patch.setattr(module, name, SMALL[name])
+        # nothing here is to depend on how long anything takes
+        self.patch.setattr(backlog_storage, "time", SimpleNamespace(monotonic=lambda: 0.0))
+        self.patch.setattr(memory, "_PRUNING_PAUSES", (3600.0, 3600.0))
+        self.patch.setattr(turns.Slice, "over", True)
+        self.bounds: dict[str, int] = {}
         self.loop = asyncio.new_event_loop()
-        self.directory = Path(mkdtemp(prefix="pypubsub-model-"))
+        self.directory = Path(mkdtemp(prefix="pypubsub-model-", dir=IN_MEMORY))
         self.now_ns = START_NS
+        self.elapsed = 0.0  # seconds
+        self.set_back = 0.0  # seconds, in all
         self.numbers = itertools.count()
+        self.origins: dict[int, Origin] = {}  # by event
+        self.delivered_at: dict[int, float] = {}  # the same: seconds elapsed
+        self.dropped_blocks: list[Departure] = []  # and some that have stayed, since a write failed
+        self.meanwhile: str | None = None  # when in a read something is written: "before", "after"
+        self.settings: list[BacklogConfig] = []  # of all lives
         self.history: list[Known] = []
         self.delivered_now: list[Known] = []  # in this life
         self.batches: list[Batch] = []
@@ -219,23 +326,84 @@ class Machine(RuleBasedStateMachine):
     # The world
 
     @initialize(
-        size=st.integers(1, 6),
-        max_age=st.sampled_from([0, 0, 30]),
-        memory=st.sampled_from([1, 3000, 1_000_000]),
+        chosen=SETTINGS,
+        bounds=st.fixed_dictionaries({name: st.sampled_from(of) for name, (_, of) in BOUNDS.items()}),
     )
-    def begin(self, size: int, max_age: int, memory: int) -> None:
+    def begin(self, chosen: dict[str, Any], bounds: dict[str, int]) -> None:
         """Choose the settings, and start."""
-        storage = str(self.directory / "backlog.db") if self.in_file else None
-        self.config = BacklogConfig(size=size, max_age=max_age, storage=storage, memory=memory)
+        self.bounds = bounds
+        for name, value in bounds.items():
+            for module in BOUNDS[name][0]:
+                self.patch.setattr(module, name, value)
+        self.watch_the_file()
+        self.choose(chosen)
         self.start()
 
+    def interrupt(self, when: str) -> None:
+        """Write something in the middle of a read, if so was chosen."""
+        if self.meanwhile == when and self.threads[0].step():
+            self.meanwhile = None
+            steps["write in a read"] += 1
+
+    def choose(self, chosen: dict[str, Any]) -> None:
+        """Write the settings."""
+        storage = str(self.directory / "backlog.db") if self.in_file else None
+        self.config = BacklogConfig(storage=storage, **chosen)
+
+    def watch_the_file(self) -> None:
+        """Learn what leaves as a whole, count what is to be reached, and write in the middle of reads."""
+        Writer.fails = False
+
+        def connect(file: SqliteFile) -> sqlite3.Connection:
+            return sqlite3.connect(str(file._path), isolation_level=None, factory=Writer)
+
+        self.patch.setattr(SqliteFile, "_connect", connect)
+        drop_block = Leaving._drop_block
+
+        def dropped(leaving: Leaving, connection: sqlite3.Connection, summary: Summary) -> None:
+            paths = blocks.read(connection, leaving.kind, summary).paths
+            topics = frozenset(topic for path in paths for topic in publish_path(path).topics)
+            steps["block dropped"] += 1
+            self.dropped_blocks.append(
+                Departure(leaving.kind == "private", summary.last, summary.last_timestamp, topics)
+            )
+            drop_block(leaving, connection, summary)
+
+        self.patch.setattr(Leaving, "_drop_block", dropped)
+        for owner, name, reached in (
+            (Departed, "_forget_some", "floor"),
+            (database, "seal", "sealed"),
+            (leaving, "pack", "thinned"),
+            (blocks.Unpacked, "block", "read from a block"),
+        ):
+            self.patch.setattr(owner, name, counted(getattr(owner, name), reached))
+        for name in ("find", "first_since"):
+            self.patch.setattr(database, name, self.interrupted(getattr(database, name)))
+
+    def interrupted(self, call: Callable[..., R]) -> Callable[..., R]:
+        """A part of a read, before or after which something else is written, if so was chosen."""
+
+        def called(*arguments: Any) -> R:
+            self.interrupt("before")
+            result = call(*arguments)
+            self.interrupt("after")
+            return result
+
+        return called
+
     def clock(self) -> int:
-        """Nanoseconds."""
+        """The time of day, in nanoseconds."""
         return self.now_ns
+
+    def since_boot(self) -> float:
+        """Seconds, by a clock that nobody sets."""
+        return self.elapsed
 
     def start(self) -> None:
         """Begin a life."""
         self.lives += 1
+        self.settings.append(self.config)
+        self.failures = steps["failed write"]
         self.threads = [Thread(), Thread()]
         self.fanout = Fanout(backlog=True)
         deliver = self.fanout.deliver
@@ -252,13 +420,13 @@ class Machine(RuleBasedStateMachine):
                 ServerConfig(),
                 Path(self.config.storage),
                 self.fanout,
-                lambda: self.now_ns / 1e9,
+                self.since_boot,
             )
             self.store._writing, self.store._reading = self.threads  # type: ignore[assignment]
         else:
-            self.store = Backlog(self.config, self.fanout, lambda: self.now_ns / 1e9)
+            self.store = Backlog(self.config, self.fanout, self.since_boot)
         self.intake = Intake(self.store, self.fanout, 600)
-        self.store._stamps = Stamps(self.clock, self.clock)
+        self.store._stamps = Stamps(self.clock, lambda: round(self.elapsed * 1e9))
         if self.lives == 1 or not self.in_file:
             self.began = self.first_moment()
         self.delivered_now = []
@@ -273,6 +441,8 @@ class Machine(RuleBasedStateMachine):
             pages=Expiring(1.0, 16, lambda: self.now_ns / 1e9),
         )
         self.turns(3)
+        if self.in_file:
+            self.check_ages()
 
     def on_loop(self, make: Callable[[], Any]) -> Any:
         """Make something that wants a running loop."""
@@ -292,6 +462,7 @@ class Machine(RuleBasedStateMachine):
             json.loads(event.line)["n"], event.stamp.position, event.stamp.timestamp, event.path.text
         )
         self.history.append(known)
+        self.delivered_at[known.n] = self.elapsed
         self.delivered_now.append(known)
         self.cursors.append(event.stamp.cursor)
         if not known.private:
@@ -309,6 +480,10 @@ class Machine(RuleBasedStateMachine):
             if len(new) == len(batch.numbers) and len(new) <= self.config.size:
                 assert there.issuperset(new) or there.isdisjoint(new), "half of a batch was stored"
         self.history += sorted(found, key=lambda known: known.position)
+        self.history.sort(key=lambda known: known.position)
+        self.delivered_at |= dict.fromkeys((known.n for known in found), self.elapsed)
+        moments = [known.timestamp for known in self.history]
+        assert moments == sorted(moments), "time has gone back over a restart"
 
     def stored(self) -> list[Known]:
         """What the file holds."""
@@ -322,12 +497,7 @@ class Machine(RuleBasedStateMachine):
         """The positions of all events that the backlog holds."""
         if self.in_file:
             return {known.position for known in self.stored()}
-        return {
-            position
-            for kind in self.store._kinds.values()
-            for recent in kind.recents
-            for position in recent._positions[recent._first :]
-        }
+        return set().union(*map(positions_of, self.store._kinds.values()))
 
     def turns(self, count: int) -> None:
         """Let the event loop go round."""
@@ -343,7 +513,7 @@ class Machine(RuleBasedStateMachine):
         task = self.loop.create_task(coroutine)
         while not task.done():
             self.turns(1)
-            for thread in self.threads:
+            for thread in self.threads[:: -1 if self.meanwhile else 1]:
                 thread.step()
         return task.result()
 
@@ -352,12 +522,13 @@ class Machine(RuleBasedStateMachine):
         idle = 0
         while idle < 12:
             self.turns(2)
-            worked = [thread.step() for thread in self.threads]
+            worked = [thread.step() for thread in self.threads[:: -1 if self.meanwhile else 1]]
             taken = [reader.read(1 << 20) for reader in self.readers]
             idle = 0 if any(worked) or any(taken) else idle + 1
 
     def end(self, *, clean: bool) -> None:
         """End a life: by a stop, or as by kill -9, which leaves what the disk has."""
+        Writer.fails = False
         if clean:
             self.run(self.intake.drain(1))
             self.run(self.store.flush())
@@ -407,8 +578,7 @@ class Machine(RuleBasedStateMachine):
             self.turns(3)
             self.loop.close()
             shutil.rmtree(self.directory)
-            for (module, name), value in self._saved.items():
-                setattr(module, name, value)
+            self.patch.undo()
 
     # What may happen
 
@@ -417,12 +587,15 @@ class Machine(RuleBasedStateMachine):
         """Somebody publishes, and nobody waits for it."""
         steps["publish"] += 1
         numbers = [next(self.numbers) for _ in range(count)]
+        self.origins |= dict.fromkeys(numbers, Origin(self.elapsed, self.lives, filling + 600))
         openings = [f'{{"n": {n}, "x": "{"x" * filling}"' for n in numbers]
 
         async def take() -> Awaitable[Any]:
             return self.intake.take(publish_path(path), openings, None).answer
 
-        self.batches.append(Batch(numbers, path, self.loop.run_until_complete(take())))  # type: ignore[arg-type]
+        answer: asyncio.Future[Any] = self.loop.run_until_complete(take())  # type: ignore[arg-type]
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may be refused
+        self.batches.append(Batch(numbers, path, answer))
 
     @rule(count=st.integers(1, 4))
     def go_round(self, count: int) -> None:
@@ -437,25 +610,78 @@ class Machine(RuleBasedStateMachine):
         self.threads[number].step()
         self.turns(1)
 
+    @precondition(lambda self: self.in_file and not self.meanwhile)
+    @rule(meanwhile=st.sampled_from(["before", "after"]))
+    def write_in_a_read(self, meanwhile: str) -> None:
+        """What comes to be written next is written in the middle of a read."""
+        self.meanwhile = meanwhile
+
+    @precondition(lambda self: self.in_file and not Writer.fails)
+    @rule()
+    def fail(self) -> None:
+        """The disk does not take the next write."""
+        Writer.fails = True
+
     @rule(milliseconds=st.sampled_from([0, 1, 700, 12_000]))
     def let_time_pass(self, milliseconds: int) -> None:
         """The clock goes on."""
         steps["time"] += 1
-        self.now_ns += milliseconds * 1_000_000 + 1
+        self.pass_time(milliseconds)
 
-    @precondition(lambda self: self.config.max_age)
+    def pass_time(self, milliseconds: int) -> None:
+        """Have the clock go on, or back."""
+        self.now_ns += milliseconds * 1_000_000 + 1
+        self.elapsed += max(0, milliseconds) / 1000 + 1e-9
+        self.set_back += max(0, -milliseconds) / 1000
+
+    @precondition(lambda self: any(self.max_ages(self.config)))
+    @rule(paths=st.lists(st.sampled_from(PATHS), min_size=4, max_size=8))
+    def grow_old(self, paths: list[str]) -> None:
+        """Several events, one by one, are too old after a while, at least some of them."""
+        steps["grow old"] += 1
+        for path in paths:
+            self.publish(path, 1, 0)
+            self.quiet()
+        self.pass_time(12_000)
+        self.prune()
+
+    @precondition(lambda self: any(self.max_ages(self.config)))
     @rule()
     def prune(self) -> None:
         """What is too old leaves."""
         steps["prune"] += 1
+        failures = steps["failed write"]
         self.run(self.store.prune())
+        if steps["failed write"] == failures:
+            self.check_ages()
 
+    @rule(
+        path=st.sampled_from(ASKED_PATHS),
+        rights=st.sampled_from(RIGHTS),
+        missed=st.lists(st.sampled_from(PATHS), min_size=1, max_size=6),
+        count=st.sampled_from([1, 2, 3]),
+    )
+    def be_away(self, path: str, rights: Rights, missed: list[str], count: int) -> None:
+        """Somebody is away while others publish."""
+        steps["away"] += 1
+        cursor = self.run(self.store.now(private=bool(rights.readable))).cursor
+        for each in missed:
+            self.publish(each, count, 0)
+            self.turns(1)
+        self.quiet()
+        self.come(ReplayRequest(cursor=cursor), path, rights)
+        self.turns(3)
+
+    @precondition(lambda self: len(self.delivered_now) >= (2 if self.in_file else 12))
     @rule(
         clean=st.booleans(),
         milliseconds=st.sampled_from([50, 5000, -5000]),
         publishes=st.lists(st.sampled_from(PATHS), max_size=3),
+        chosen=st.none() | SETTINGS,
     )
-    def restart(self, clean: bool, milliseconds: int, publishes: list[str]) -> None:
+    def restart(
+        self, clean: bool, milliseconds: int, publishes: list[str], chosen: dict[str, Any] | None
+    ) -> None:
         """The server is stopped or killed, and started again. A file does not mind a clock set back.
 
         Who was there comes back with the cursor that it had, and meanwhile others publish.
@@ -463,8 +689,11 @@ class Machine(RuleBasedStateMachine):
         steps["restart"] += 1
         coming = [(reader.resumes(), reader.path, reader.rights[-1]) for reader in self.readers]
         self.end(clean=clean)
-        self.now_ns += (milliseconds if self.in_file else abs(milliseconds)) * 1_000_000
+        self.pass_time(milliseconds if self.in_file else abs(milliseconds))
+        if chosen:
+            self.choose(chosen)
         self.start()
+        self.pass_time(1)
         for comes, path in itertools.zip_longest(coming[:6], publishes):
             if comes:
                 self.come(*comes)
@@ -544,38 +773,50 @@ class Machine(RuleBasedStateMachine):
         """Whether nothing is missing that it could have meant, and the server must know it."""
         if reader.asked is None or (self.in_file and self.busy()):
             return False
-        selection = selection_of(EVERYTHING, Rights(frozenset({EVERY_EVENT})), BARE)
-        if self.store._reach(selection).lost.position > reader.head:
-            return False  # what was published since has left already
-        held = self.held()
-        gone = [
-            event
-            for event in self.history
-            if event.position not in held
-            and event.position <= reader.head
-            and (reader.rights[0].readable or not event.private)
-        ]
         if reader.asked.cursor is not None:
             position = position_of(reader.asked.cursor)
             return (
                 position is not None
                 and self.began_at_the_latest() <= position <= reader.head
-                and not any(event.position > position for event in gone)
+                and not self.lost(reader, lambda left: left.position > position)
             )
         since = reader.asked.since or 0.0
         if since < 1e9:
-            return self.in_file and not gone
-        return since > self.began.timestamp + 1 and not any(event.timestamp >= since for event in gone)
+            return self.in_file and not self.lost(reader, lambda _: True)
+        return since > self.began.timestamp + 1 and not self.lost(
+            reader, lambda left: left.timestamp >= since
+        )
+
+    def lost(self, reader: Reader, counts: Callable[[Departure], bool]) -> bool:
+        """Whether anything has left that may have been for a reader, by its topics, of what counts."""
+        held = self.held()
+        departures = [
+            Departure(event.private, event.position, event.timestamp, event.topics)
+            for event in self.history
+            if event.position not in held and (self.in_file or self.is_of_this_life(event))
+        ]
+        departures = list(filter(counts, departures + self.dropped_blocks))
+        selection = selection_of(reader.subscription, reader.rights[0], BARE)
+        for private, alternatives in ((False, selection.public), (True, selection.private)):
+            topics = [left.topics for left in departures if left.private == private]
+            if topics and alternatives and self.bounds["MOST_TOPICS"] < len(PATHS):
+                return True  # it need not be known which these were
+            if topics and any(alternative <= frozenset().union(*topics) for alternative in alternatives):
+                return True
+        steps["quiet reader"] += bool(departures)
+        return False
+
+    def is_of_this_life(self, event: Known) -> bool:
+        """Whether it was published since the last start."""
+        return self.origins[event.n].life == self.lives
 
     def began_at_the_latest(self) -> int:
         """A position by which the store's memory had begun."""
         return self.store._began.position
 
     def busy(self) -> bool:
-        """Whether anything is being written."""
-        return any(thread._calls for thread in self.threads) or any(
-            not batch.answer.done() for batch in self.batches[-30:]
-        )
+        """Whether any event is being written."""
+        return any(not batch.answer.done() for batch in self.batches[-30:])
 
     @precondition(lambda self: self.readers)
     @rule(which=st.integers(0, 30), size=st.sampled_from([1, 300, 5000, 1 << 20]))
@@ -624,8 +865,76 @@ class Machine(RuleBasedStateMachine):
         assert all(one.position < two.position for one, two in itertools.pairwise(self.delivered_now))
         assert all(one.timestamp <= two.timestamp for one, two in itertools.pairwise(self.delivered_now))
 
+    def max_ages(self, config: BacklogConfig) -> list[float]:
+        """For how long events are kept, by rule."""
+        return [*(kept.max_age for kept in config.keep.values()), config.max_age]
+
+    def max_age(self, event: Known, config: BacklogConfig) -> float:
+        """For how long an event is kept; infinite if until it is pushed out."""
+        topics = publish_path(event.path).all_topics
+        for of, kept in config.keep.items():
+            if topics.issuperset(of.split("/")):
+                return kept.max_age or math.inf
+        return config.max_age or math.inf
+
+    def settings_since(self, event: Known) -> list[BacklogConfig]:
+        """Those of all lives since it was published."""
+        return self.settings[self.origins[event.n].life - 1 :]
+
+    def may_be_too_old(self, event: Known) -> bool:
+        """Whether it may have left for its age by now."""
+        age = self.elapsed - self.origins[event.n].elapsed
+        return age > min(self.max_age(event, each) for each in self.settings_since(event)) - 2
+
+    def check_ages(self) -> None:
+        """What is too old has left, from the file and from memory: it has just been pruned."""
+        held = self.held().union(*map(positions_of, self.store._kinds.values()))
+        for event in self.history:
+            if event.position in held:
+                delivered = self.delivered_at[event.n]
+                age = self.elapsed - delivered
+                unsure = 2 + self.set_back  # of what was stamped behind or ahead, it is not known by how much
+                assert age <= self.max_age(event, self.config) + unsure, "too old, and still there"
+
+    def check_what_is_held(self) -> None:
+        """What is neither too old nor pushed out is held, and no more than there may be."""
+        if self.busy():
+            return
+        held = self.held()
+        for private in (False, True):
+            events = [event for event in self.history if event.private == private]
+            if not self.in_file:
+                events = [event for event in events if self.is_of_this_life(event)]
+            for newer, event in enumerate(reversed(events)):
+                settings = self.settings_since(event)
+                # a block leaves as a whole
+                from_block = events[max(0, len(events) - newer - self.bounds["BLOCK_EVENTS"]) :]
+                size = sum(self.origins[each.n].size for each in from_block)
+                may_leave = (
+                    newer >= min(each.size for each in settings)
+                    or size > min(each.max_bytes or math.inf for each in settings)
+                    or self.may_be_too_old(event)
+                )
+                assert event.position in held or may_leave, "it should be kept, and is gone"
+            count = sum(event.position in held for event in events)
+            sealed = self.bounds["BLOCK_EVENTS"] - 1 if self.in_file else 0
+            assert count <= self.config.size + sealed, "too many"
+        if self.in_file:
+            self.check_memory(held)
+
+    def check_memory(self, held: set[int]) -> None:
+        """What is read from memory is what is in the file."""
+        privacy = {event.position: event.private for event in self.history}
+        for name, kind in self.store._kinds.items():
+            of_kind = {position for position in held if privacy[position] == (name == "private")}
+            in_memory = positions_of(kind)
+            assert {position for position in of_kind if position > kind.in_memory_after} <= in_memory
+            if steps["failed write"] == self.failures:  # or a pruning has let go of it, and then failed
+                assert in_memory <= of_kind, "it has left the file"
+
     def check_all(self) -> None:
         """Of all readers, when nothing is under way any more."""
+        self.check_what_is_held()
         for reader in self.readers:
             assert reader.opening is None or reader.opening.done(), "a stream that never begins"
             if reader.opening:
@@ -675,7 +984,8 @@ class Machine(RuleBasedStateMachine):
             for event in missing:
                 if event.private == private:
                     assert event.position not in held or not final, "held, and not sent"
-                    assert not firsts or event.position < firsts[0], "a hole in the middle"
+                    before = not firsts or event.position < firsts[0]
+                    assert before or self.may_be_too_old(event), "a hole in the middle"
 
     def dropped(self, reader: Reader) -> bool:
         """Whether its stream was ended from this side."""
@@ -693,3 +1003,5 @@ class FileMachine(Machine):
 def test_every_reader_gets_what_it_was_promised(machine: type[Machine]) -> None:
     """Whoever is told complete gets everything after its place, once and in order, then the live events."""
     search(machine, 100, 60, steps)
+    if machine.in_file:  # or it has searched in the wrong places
+        assert all(steps[reached] for reached in REACHED), steps
