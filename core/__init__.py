@@ -89,6 +89,7 @@ Words that have one meaning here:
     live, replay  events that come after a stream's head was sent; those before, from the backlog
     selection     what a reader of the backlog gets: by subscription, rights and wire form, as a channel live
     block         old events of a backlog's file, sealed together; the newest are *rows*
+    history       a replay that has an end, and ends its stream
     behind        a subscriber who is too slow for live, and reads the backlog until it has caught up
     verdict       how much of a replay can be had, as X-Replay says it: complete, partial, unknown, none
     log-in        right credentials, with what their user may do; rights may change while a stream is open
