@@ -6,8 +6,10 @@ import itertools
 import json
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
+import zlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -426,8 +428,10 @@ class Archive:
         self.fanout.add(self.reader)
         context = CatchUpContext(self.fanout, self.store, 0.0, lambda: 0.0)  # pings as often as may be
         serving = stream.serve(Follower(self.reader, now.position, context).begin(placement))
+        raw = b""
         async with asyncio.timeout(TIMEOUT):
-            raw = await (reader.read() if asked.is_history else reader.readuntil(chunk(PING)))
+            with contextlib.suppress(ConnectionResetError):
+                raw = await (reader.read() if asked.is_history else reader.readuntil(chunk(PING)))
         assert self.reader.ping_turn is None or not asked.is_history, "it has joined the fan-out"
         transport.abort()
         writer.close()
@@ -689,6 +693,51 @@ async def test_the_newest_are_found_however_far_back_they_are(in_file: bool, tmp
                 got = await here.read(asked, path, rights)
                 assert got.events == part_of(wanted, asked)
                 assert in_file or got.verdict == ("complete" if len(got.events) == last else "partial")
+
+
+@IN_FILE
+async def test_the_newest_may_be_few_of_one_kind_and_many_of_the_other(in_file: bool, tmp_path: Path) -> None:
+    """Public events come last, and most of what is asked for lies before them, or the other way round."""
+    for paths in (["/private/a"] * 9 + ["/a"] * 2, ["/a"] * 9 + ["/private/a"] * 2):
+        directory = tmp_path / paths[0].replace("/", "-")
+        directory.mkdir()
+        async with archive(directory if in_file else None) as here:
+            for path in paths:
+                await here.publish([path])
+            for last in range(1, 12):
+                got = await here.read(ReplayRequest(last=last), "/a", RIGHTS[-1])
+                assert (got.verdict, got.events) == ("complete", here.published[-last:])
+
+
+async def test_what_was_refused_and_is_in_the_file_all_the_same_is_not_sent(tmp_path: Path) -> None:
+    """As after a commit that failed: it lies before the head, and behind all that was delivered."""
+    async with archive(tmp_path) as here:
+        await here.publish(["/a"] * 2)
+        at = here.published[-1].stamp.position + 5
+        refused = Event(publish_path("/a"), '{"a": "x"', stamp_at(at, here.seconds()))
+        with contextlib.closing(sqlite3.connect(tmp_path / "backlog.db")) as connection:
+            row = (at, here.seconds(), "/a", refused.line, zlib.crc32(refused.line))
+            connection.execute("INSERT INTO public VALUES (?, ?, ?, ?, ?)", row)
+            connection.commit()
+        here.ns += 10**6
+        for asked in (ReplayRequest(since=0.0, until=2e9), ReplayRequest(last=9, until=2e9)):
+            assert (await here.read(asked)).events == here.published
+
+
+@IN_FILE
+async def test_what_leaves_before_it_is_read_is_known_to_be_missing(in_file: bool, tmp_path: Path) -> None:
+    """History that is partial has its clean end, also if by then nothing of it is held any more."""
+    async with archive(tmp_path if in_file else None, size=3) as here:
+        for _ in range(5):
+            await here.publish(["/a"])
+        asked = ReplayRequest(since=here.published[0].stamp.timestamp, until=2e9)
+        got = await here.read(asked, meanwhile=["/a"] * 20)
+        assert (got.verdict, got.events) == ("partial", [])
+        check_form(got, asked)
+        asked = ReplayRequest(cursor=here.published[-3].stamp.cursor, until=2e9)
+        got = await here.read(asked, meanwhile=["/a"] * 20)  # it has been told complete
+        assert (got.verdict, got.events, got.word) == ("complete", [], "backlog")
+        assert ending(got.raw) == "early"
 
 
 @IN_FILE
