@@ -307,6 +307,7 @@ class Machine(RuleBasedStateMachine):
         self.now_ns = START_NS
         self.elapsed = 0.0  # seconds
         self.set_back = 0.0  # seconds, in all
+        self.waited = 0.0  # seconds, an event to be stored
         self.numbers = itertools.count()
         self.origins: dict[int, Origin] = {}  # by event
         self.delivered_at: dict[int, float] = {}  # the same: seconds elapsed
@@ -463,6 +464,7 @@ class Machine(RuleBasedStateMachine):
         )
         self.history.append(known)
         self.delivered_at[known.n] = self.elapsed
+        self.waited = max(self.waited, self.elapsed - self.origins[known.n].elapsed)
         self.delivered_now.append(known)
         self.cursors.append(event.stamp.cursor)
         if not known.private:
@@ -481,7 +483,9 @@ class Machine(RuleBasedStateMachine):
                 assert there.issuperset(new) or there.isdisjoint(new), "half of a batch was stored"
         self.history += sorted(found, key=lambda known: known.position)
         self.history.sort(key=lambda known: known.position)
-        self.delivered_at |= dict.fromkeys((known.n for known in found), self.elapsed)
+        for known in found:
+            self.delivered_at[known.n] = self.elapsed
+            self.waited = max(self.waited, self.elapsed - self.origins[known.n].elapsed)
         moments = [known.timestamp for known in self.history]
         assert moments == sorted(moments), "time has gone back over a restart"
 
@@ -893,7 +897,8 @@ class Machine(RuleBasedStateMachine):
             if event.position in held:
                 delivered = self.delivered_at[event.n]
                 age = self.elapsed - delivered
-                unsure = 2 + self.set_back  # of what was stamped behind or ahead, it is not known by how much
+                # of what was stamped behind or ahead, or waited to be stored, it is not known for how long
+                unsure = 2 + self.set_back + self.waited
                 assert age <= self.max_age(event, self.config) + unsure, "too old, and still there"
 
     def check_what_is_held(self) -> None:
