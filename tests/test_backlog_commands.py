@@ -491,6 +491,14 @@ def test_nothing_to_import_makes_no_file(tmp_path: Path, held: Path) -> None:
     assert not list(tmp_path.glob("new.db*"))
 
 
+def test_a_log_that_is_left_of_another_file_stops_an_import(tmp_path: Path, everything: list[str]) -> None:
+    """SQLite would put it into the new one."""
+    path, wal = tmp_path / "new.db", tmp_path / "new.db-wal"
+    wal.write_bytes(b"anything")
+    assert f"{wal}: is left of another file" in refused("import", path, "-", typed=everything[0].encode())
+    assert [file.name for file in tmp_path.iterdir()] == ["new.db-wal"]
+
+
 def test_whole_is_for_a_new_file(held: Path) -> None:
     """Nobody can know it of one that has events."""
     assert "--whole is for a new file" in refused("import", held, "-", "--whole")
@@ -793,6 +801,7 @@ async def test_a_backup_whose_stamps_were_ahead_of_the_clock(
     seen = stamp_at(ahead + 50 * TICKS_PER_SECOND, 0).cursor
     done("restored", path)
     assert asked(path, "SELECT began_position FROM life") >= ahead
+    assert asked(path, "SELECT began_timestamp FROM life") >= ahead / TICKS_PER_SECOND
     done("restored", path, "--after", seen)
     daemon.start()
     new = (await daemon.put("/a", {"n": 1})).headers["X-Cursor"]
