@@ -12,10 +12,10 @@ WITH_OLDEST := $(addprefix tests/test_, $(addsuffix .py, http_forms publish requ
 ON_LOOPS := $(addprefix tests/test_, $(addsuffix .py, quick requests stream))
 # what reaches most of the code, with no test that a slower daemon would upset
 COVERED := $(addprefix tests/test_, $(addsuffix .py, access acl admission ages answers attempts \
-	backlog_commands chunked client_certificates command_line connection counters cursor directory_users fair_line fanout following heads \
-	http_forms idempotency import_of_0_7 intake ldap ldap_names limits listening log_ins plain_publish plugins \
-	private_names private_ways publish quick replay requests rights settings_table sqs sqs_items sqs_settings stores \
-	stream tls topics wire))
+	backlog_commands blocks chunked client_certificates command_line connection counters cursor departed \
+	directory_users fair_line fanout following heads history http_forms idempotency import_of_0_7 intake ldap \
+	ldap_names limits listening log_ins plain_publish plugins private_names private_ways publish quick replay \
+	requests retention rights settings_table sqs sqs_items sqs_settings stores stream tls topics wire))
 UNCOVERED := $(filter-out $(COVERED), $(wildcard tests/test_*.py))
 # for sed: of each requirement the oldest version that is accepted, as in make test-sockets REQUIRED='$(OLDEST)'
 OLDEST := s/>=\([0-9.]*\),[^;\# ]*/==\1/
