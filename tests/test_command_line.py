@@ -91,6 +91,14 @@ def test_check_says_what_is_kept(tmp_path: Path) -> None:
     assert here.returncode == 0
     assert "backlog: 5 public and as many private events, for 60 seconds at most, backlog.db\n" in here.stdout
     assert not (tmp_path / "backlog.db").exists()
+    bounded = (
+        "{size: 5, max_bytes: 1 MiB, storage: b.db, keep: {ci/logs: {max_age: 1d}, audit: {max_age: 0}}}"
+    )
+    kept = run(tmp_path, "--check", config=f"server: {{backlog: {bounded}}}").stdout
+    assert "backlog: 5 public and as many private events, 1 MiB of each at most, b.db\n" in kept
+    assert (
+        "backlog of ci/logs: for 86400 seconds at most\nbacklog of audit: until others push it out\n" in kept
+    )
     there = run(tmp_path, "--check", config=f"server: {{backlog: {backlog % 'nowhere/b.db'}}}")
     assert there.returncode == 1
     assert "server.backlog.storage: nowhere/b.db: there is no directory nowhere" in there.stderr
@@ -98,7 +106,7 @@ def test_check_says_what_is_kept(tmp_path: Path) -> None:
     assert "backlog: none\n" in idle
     assert "server.backlog.storage: has no effect while server.backlog.size is 0" in idle
     memory = run(tmp_path, "--check", config="server: {backlog: {size: 1, memory: 1 MiB}}").stdout
-    assert "backlog: 1 public and as many private events, in memory\n" in memory
+    assert "backlog: 1 public and as many private events, 1024 MiB of each at most, in memory\n" in memory
     assert "server.backlog.memory: has no effect without server.backlog.storage" in memory
 
 

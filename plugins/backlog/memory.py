@@ -108,7 +108,7 @@ class Backlog(LocalStore, Plugin):
         config = self._config
         where = config.storage or "in memory"
         most = config.max_bytes or (None if config.storage else IN_MEMORY_AT_MOST)
-        bounds = f", {most} bytes of each at most" if most else ""
+        bounds = f", {most / 1024**2:g} MiB of each at most" if most else ""
         age = f", for {config.max_age:g} seconds at most" if config.max_age else ""
         lines = [f"backlog: {config.size} public and as many private events{bounds}{age}, {where}"]
         for topics, kept in config.keep.items():
