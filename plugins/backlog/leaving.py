@@ -20,6 +20,7 @@ from plugins.backlog.departed import Departed, keys_of
 from plugins.backlog.retention import Retention
 
 _ROWS_AT_ONCE = 1000  # so that no commit waits for long
+_BLOCKS_AT_ONCE = 20
 _ROW_SIZE = "length(line)"  # which says the path, too; of text, SQLite's length() ends at a NUL
 _MOST_MEASURED = 10_000  # rows at a start; the others are taken to be like them
 
@@ -188,22 +189,23 @@ class Leaving:
         # a private event's own `private` is not among a block's topics
         topics = self._retention.rules[rule].topics - ({PRIVATE} if self.kind == "private" else set())
         test, keys = blocks.test_of(frozenset({topics}))
-        row = connection.execute(
-            f"SELECT * FROM {self.kind}_blocks WHERE last > ? AND first_timestamp < ? AND {test} "
-            "ORDER BY last LIMIT 1",
-            (self._swept[rule], before, *keys),
-        ).fetchone()
-        if row is None:
-            return self._sweep_rows(connection, rule, before)
-        block = Summary(*row)
-        if block.last_timestamp < before and len(self._retention.rules) == 1:
+        for _ in range(_BLOCKS_AT_ONCE):
+            row = connection.execute(
+                f"SELECT * FROM {self.kind}_blocks WHERE last > ? AND first_timestamp < ? AND {test} "
+                "ORDER BY last LIMIT 1",
+                (self._swept[rule], before, *keys),
+            ).fetchone()
+            if row is None:
+                return self._sweep_rows(connection, rule, before)
+            block = Summary(*row)
+            is_old = block.last_timestamp < before
+            if is_old:
+                self._swept[rule] = block.last
+            if not is_old or len(self._retention.rules) > 1:  # it has to be unpacked: one at a time
+                self._thin_out(connection, block, rule, before)
+                return is_old
             self._drop_block(connection, block)
-        else:
-            self._thin_out(connection, block, rule, before)
-        if block.last_timestamp < before:
-            self._swept[rule] = block.last
-            return True
-        return False
+        return True
 
     def _thin_out(self, connection: sqlite3.Connection, summary: Summary, rule: int, before: float) -> None:
         """Write a block anew without events that are too old."""
