@@ -120,19 +120,18 @@ def judge_since(since: float, reach: Reach) -> str:
 def replay_request(headers: Mapping[str, str], query: Mapping[str, str], now: float) -> ReplayRequest | None:
     """What the headers and the query ask for; None for live events only. now: Unix seconds.
 
-    A cursor wins over a time, and both win over Last-Event-ID. Raises Refused(400) if any is malformed, or if
-    they do not go together.
+    A cursor wins over a time, and both win over Last-Event-ID; all headers win over `last`, since a client
+    that comes again sends them with the URL of its first request. Raises Refused(400) if any is malformed, or
+    if they do not go together.
     """
     begin = _begin(headers, query, now)
     last = _count("last", query, MOST_LAST)
     until = _until(query, now)
     limit = _count("limit", query, MOST_LIMIT)
     if last is not None:
-        if begin or limit is not None:
-            raise Refused(
-                400, "last: says itself where to begin: leave out since, cursor, their headers, and limit"
-            )
-        return ReplayRequest(last=last, until=until)
+        if limit is not None or not query.keys().isdisjoint(("since", "cursor")):
+            raise Refused(400, "last: says itself where to begin: leave out since, cursor and limit")
+        return (begin or ReplayRequest(last=last))._replace(until=until)
     if begin:
         return begin._replace(until=until, limit=limit)
     if until is not None:
