@@ -676,6 +676,36 @@ class Machine(RuleBasedStateMachine):
         self.come(ReplayRequest(cursor=cursor), path, rights)
         self.turns(3)
 
+    @precondition(lambda self: self.in_file)
+    @rule(
+        path=st.sampled_from(ASKED_PATHS),
+        rights=st.sampled_from(RIGHTS),
+        missed=st.lists(st.sampled_from(PATHS), min_size=1, max_size=6),
+        pushing=st.lists(st.sampled_from(PATHS), min_size=1, max_size=3),
+        meanwhile=st.sampled_from(["before", "after"]),
+    )
+    def be_overtaken(
+        self, path: str, rights: Rights, missed: list[str], pushing: list[str], meanwhile: str
+    ) -> None:
+        """What somebody who comes back reads is pushed out in the middle of the read."""
+        steps["overtaken"] += 1
+        cursor = self.run(self.store.now(private=bool(rights.readable))).cursor
+        for each in missed:
+            self.publish(each, 1, 0)
+        self.quiet()
+        self.come(ReplayRequest(cursor=cursor), path, rights)
+        for _ in range(10):
+            self.turns(1)
+            if self.threads[1]._calls:
+                break
+            self.threads[0].step()
+        for each in pushing:
+            self.publish(each, self.config.size, 0)
+        self.turns(3)
+        self.meanwhile = meanwhile
+        self.threads[1].step()
+        self.turns(1)
+
     @precondition(lambda self: len(self.delivered_now) >= (2 if self.in_file else 12))
     @rule(
         clean=st.booleans(),
