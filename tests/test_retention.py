@@ -201,6 +201,24 @@ async def test_other_rules_after_a_restart_count_for_what_is_there(
 
 
 @IN_FILES
+async def test_other_rules_that_had_nothing_to_do_yet(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the life after that in which they came, they find what the rules before have passed over."""
+    world = World(form, tmp_path, monkeypatch)
+    async with world.life(keep={"a": {"max_age": 10}}) as life:
+        await life.publish(*["/a", "/c"] * 4)
+        world.passes(12)
+        assert await life.held() == ["/c"] * 4
+    for _ in range(2):
+        async with world.life(keep={"c": {"max_age": 100}}) as life:
+            assert len(await life.held()) == 4
+    async with world.life(keep={"c": {"max_age": 100}}) as life:
+        world.passes(100)
+        assert await life.held() == []
+
+
+@IN_FILES
 async def test_rules_that_the_file_could_not_be_told_of(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
