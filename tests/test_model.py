@@ -639,15 +639,21 @@ class Machine(RuleBasedStateMachine):
         self.set_back += max(0, -milliseconds) / 1000
 
     @precondition(lambda self: any(self.max_ages(self.config)))
-    @rule(paths=st.lists(st.sampled_from(PATHS), min_size=4, max_size=8))
-    def grow_old(self, paths: list[str]) -> None:
-        """Several events, one by one, are too old after a while, at least some of them."""
+    @rule(
+        paths=st.lists(st.sampled_from(PATHS), min_size=4, max_size=8),
+        asked_path=st.sampled_from(ASKED_PATHS),
+        rights=st.sampled_from(RIGHTS),
+    )
+    def grow_old(self, paths: list[str], asked_path: str, rights: Rights) -> None:
+        """Several events, one by one, are too old after a while, or some of them; then somebody comes."""
         steps["grow old"] += 1
+        cursor = self.run(self.store.now(private=bool(rights.readable))).cursor
         for path in paths:
             self.publish(path, 1, 0)
             self.quiet()
         self.pass_time(12_000)
         self.prune()
+        self.come(ReplayRequest(cursor=cursor), asked_path, rights)
 
     @precondition(lambda self: any(self.max_ages(self.config)))
     @rule()
