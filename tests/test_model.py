@@ -670,14 +670,16 @@ class Machine(RuleBasedStateMachine):
         rights=st.sampled_from(RIGHTS),
         missed=st.lists(st.sampled_from(PATHS), min_size=1, max_size=6),
         count=st.sampled_from([1, 2, 3]),
+        slowly=st.booleans(),
     )
-    def be_away(self, path: str, rights: Rights, missed: list[str], count: int) -> None:
+    def be_away(self, path: str, rights: Rights, missed: list[str], count: int, slowly: bool) -> None:
         """Somebody is away while others publish."""
         steps["away"] += 1
         cursor = self.run(self.store.now(private=bool(rights.readable))).cursor
         for each in missed:
             self.publish(each, count, 0)
-            self.turns(1)
+            if slowly:
+                self.quiet()  # what can be sealed is sealed before it is pushed out
         self.quiet()
         self.come(ReplayRequest(cursor=cursor), path, rights)
         self.turns(3)
