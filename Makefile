@@ -12,7 +12,7 @@ WITH_OLDEST := $(addprefix tests/test_, $(addsuffix .py, http_forms publish requ
 ON_LOOPS := $(addprefix tests/test_, $(addsuffix .py, quick requests stream))
 # what reaches most of the code, with no test that a slower daemon would upset
 COVERED := $(addprefix tests/test_, $(addsuffix .py, access acl admission ages answers attempts \
-	backlog_commands blocks chunked client_certificates command_line connection counters cursor departed \
+	blocks chunked client_certificates command_line connection counters cursor departed \
 	directory_users fair_line fanout following heads history http_forms idempotency import_of_0_7 intake ldap \
 	ldap_names limits listening log_ins plain_publish plugins private_names private_ways publish quick replay \
 	requests retention rights settings_table sqs sqs_items sqs_settings stores stream tls topics wire))

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from core.events.cursor import Mark
 from daemon import ROOT, Daemon
+from plugins.backlog.database import BacklogFile
 from storage import config
 from wire import EVERYTHING
 
@@ -94,6 +96,11 @@ def filled(directory: Path) -> Path:
     daemon.start()
     asyncio.run(fill(daemon))
     daemon.stop()
+    file = BacklogFile(path, 1_000_000, 0)
+    file.open(Mark(1, 0.0), from_the_start=False)
+    while file.seal():  # the rest of what is to be sealed
+        pass
+    file.close_writer()
     return path
 
 
