@@ -76,7 +76,7 @@ BOUNDS: dict[str, tuple[tuple[Any, ...], list[int]]] = {  # where a name is used
     "_MOST_BLOCKS": ((finding,), [1, 2, 8]),
     "_MOST_ROWS": ((finding,), [2, 2000]),
     "_MOST_UNPACKED": ((blocks,), [1, 8]),
-    "_TESTS_AT_ONCE": ((blocks,), [12, 20_000]),
+    "_TESTS_AT_ONCE": ((blocks,), [4, 20_000]),
     "_ROWS_AT_ONCE": ((leaving,), [1, 2, 1000]),
 }
 PATHS = ["/a", "/a", "/b", "/a/b", "/c/d", "/private/a", "/private/a", "/private/b", "/rare", "/b/rare"]

@@ -15,7 +15,7 @@ from core.config import build
 from core.errors import ConfigError
 from core.events.cursor import Mark, Stamps
 from core.events.event import Draft, Event, opening_of
-from core.events.replay import ReplayRequest
+from core.events.replay import Gone, ReplayRequest
 from core.events.store import StoreError
 from core.events.topics import publish_path
 from daemon import Daemon, StartDaemon
@@ -264,6 +264,35 @@ async def test_timestamps_go_on_after_those_of_events_that_have_left(
         world.passes(20)
         assert await life.held("/a") == []
         assert await life.verdict("/a", since=left.stamp.timestamp) == "partial"
+
+
+async def test_an_event_that_was_stored_behind_a_pruning_stays_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it was too old by then, since it had waited: who reads gets it as long as it is in the file."""
+    world = World("rows", tmp_path, monkeypatch)
+    async with world.life(keep={"a": {"max_age": 10}}, memory=1_000_000) as life:
+        store = life.store
+        assert isinstance(store, StoredBacklog)
+        await life.publish("/b")
+        waiting = Event(publish_path("/a"), '{"a": "x"', store._stamps.next())
+        world.passes(20)
+        call = store._in
+
+        async def call_and_store(thread: Any, function: Any, *arguments: Any, **named: Any) -> Any:
+            result = await call(thread, function, *arguments, **named)
+            if function == store._file.prune:
+                monkeypatch.setattr(store, "_in", call)
+                await store._take([waiting], None, (), ())
+            return result
+
+        monkeypatch.setattr(store, "_in", call_and_store)
+        await store.prune()
+        end = store.end(private=True)
+        assert end == waiting.stamp.position
+        page = await store.read(0, end, selected())
+        assert page.gone == Gone()
+        assert positions_in(page) == [event.stamp.position for event in life.delivered]
 
 
 @pytest.mark.parametrize("path", ["/a/%s" % ("\0" * 300), "/é/%s" % ("ü" * 300)])
