@@ -569,6 +569,7 @@ async def test_a_backlog_of_an_earlier_version_gets_its_table_of_items(
     before.stop()
     with contextlib.closing(sqlite3.connect(storage)) as connection:
         connection.execute("DROP TABLE items")
+        connection.execute("PRAGMA user_version = 1")
         connection.execute("VACUUM")
     async with reading(moto, start_daemon, storage, visibility=1) as stage:
         stage.proxy.on(DELETE, Do.HANG)

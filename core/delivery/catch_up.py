@@ -216,7 +216,9 @@ class Follower:
         since, only what lies before the first event that it gets; nothing of that is history.
         """
         history = self._history_end is not None
-        may_leave = self._head if self._begun else max(self._head, page.first if page.events else page.end)
+        may_leave: float = self._head
+        if not self._begun:
+            may_leave = max(self._head, page.first) if page.events else math.inf
         for gone, missing in zip(page.gone, self._missing, strict=True):
             if position < gone and (missing <= position or (gone > may_leave and not history)):
                 return True
