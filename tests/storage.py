@@ -17,7 +17,7 @@ import yaml
 
 from daemon import DEFAULT_CONFIG, ROOT, Daemon, StartDaemon, merged
 from plugins.backlog.finding import all_events
-from wire import EVERYTHING
+from wire import EVERYTHING, free_port
 
 HELD = 60  # events in a backlog that a test begins with
 WIDE = 40  # the one of them that fills pages of its own
@@ -132,7 +132,8 @@ def stored(storage: Path, table: str = "public") -> list[dict[str, Any]]:
 def killed_when(storage: Path, happened: Callable[[], bool]) -> None:
     """Start a daemon, and kill it as soon as something has happened."""
     path = storage.with_name("killed.yaml")
-    path.write_text(yaml.safe_dump(merged(DEFAULT_CONFIG, config(storage, 100_000))))
+    port = {"server": {"port": free_port()}}
+    path.write_text(yaml.safe_dump(merged(DEFAULT_CONFIG, merged(config(storage, 100_000), port))))
     command = [sys.executable, "pypubsub.py", "--config", str(path)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         while not happened():
