@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import json
+import math
 import random
 import signal
 import sqlite3
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -196,6 +198,11 @@ def version_1(storage: Path, held: int = OLD_ROWS, lost: int = 0) -> list[bytes]
     return [line for *_, line, _ in rows[lost:]]
 
 
+def is_time(storage: Path, blocks: float, deadline: float) -> bool:
+    """Whether a file has so many blocks, or a moment has come."""
+    return time.monotonic() > deadline or blocks_in(storage) >= blocks
+
+
 async def test_kills_while_a_file_of_version_1_is_taken_over(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
@@ -203,16 +210,11 @@ async def test_kills_while_a_file_of_version_1_is_taken_over(
     storage = tmp_path / "backlog.db"
     lines = version_1(storage)
     dice = random.Random(6)
+    most = OLD_ROWS // BLOCK_EVENTS - 1  # blocks, of which the next round has some to make yet
     for n in range(ROUNDS_OF_UPGRADE):
         deadline = time.monotonic() + dice.uniform(0.3, 1.5)
-        blocks = blocks_in(storage) + dice.randrange(1, 4)
-        by_time = n % 2 == 0
-        killed_when(
-            storage,
-            lambda by_time=by_time, deadline=deadline, blocks=blocks: (  # type: ignore[misc]
-                time.monotonic() > deadline if by_time else blocks_in(storage) >= blocks
-            ),
-        )
+        blocks = min(blocks_in(storage) + dice.randrange(1, 4), most) if n % 2 else math.inf
+        killed_when(storage, partial(is_time, storage, blocks, deadline + 5 * (n % 2)))
     daemon = start_daemon(config(storage, 100_000))
     before = stamp_at(int((time.time() - 999.99) * TICKS_PER_SECOND), 0.0).cursor
     assert await replayed(daemon, "/", EVERYTHING) == ("complete", lines)
