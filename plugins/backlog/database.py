@@ -325,14 +325,16 @@ class BacklogFile(SqliteFile):
         kinds = {"public": selection.public, "private": selection.private}
         with self._reading() as connection:
             connection.execute("BEGIN")  # so that events that are sealed meanwhile are not missed
+            lost = dict(connection.execute("SELECT kind, lost_position FROM kinds").fetchall())
             found = [
                 find(connection, self._unpacked, kind, after, upto, alternatives, selection.wanted)
                 for kind, alternatives in kinds.items()
                 if alternatives
             ]
             connection.execute("COMMIT")  # or the file's log could not be cut back
-        # asked behind that: what has left before is among it
-        gone = Gone(*(self.gone(kind, alternatives).position for kind, alternatives in kinds.items()))
+        # asked behind that: what has left before is among it, and what left later is not, since it was found
+        bounds = {kind: self.gone(kind, alternatives).position for kind, alternatives in kinds.items()}
+        gone = Gone(*(min(position, lost[kind]) for kind, position in bounds.items()))
         return page_of(found, selection.frames, gone, most)
 
     def before(self, kind: str, selection: Selection, upto: int) -> LookedBack:

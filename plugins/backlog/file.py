@@ -24,7 +24,7 @@ from core.errors import RETRY_AFTER, Refused, StartError
 from core.events.cursor import Mark, position_of
 from core.events.event import Event
 from core.events.idempotency import IdempotencyKey, QueueItem
-from core.events.replay import NOTHING, Placement, Reach, ReplayRequest, place, place_cursor
+from core.events.replay import NOTHING, Gone, Placement, Reach, ReplayRequest, place, place_cursor
 from core.events.selection import Selection
 from core.events.store import PORTION, Accepted, Outlet, Page, RememberedReply, StoreError
 from core.events.turns import Slice
@@ -364,6 +364,14 @@ class StoredBacklog(Backlog):
     def _reach(self, selection: Selection) -> Reach:
         lost = self._file.gone("private", selection.private) if selection.reads_private else NOTHING
         return Reach(self._began, self._file.gone("public", selection.public), lost, self._from_the_start)
+
+    def _gone(self, selection: Selection) -> Gone:
+        """What has left memory: what is about to leave the file is still here, from the oldest event on."""
+        gone = super()._gone(selection)
+        if self._config.keep:  # of some topics, later events may have left before
+            return gone
+        kinds = zip(gone, self._kinds.values(), strict=True)
+        return Gone(*(min(at, kind.oldest.oldest.position - 1) if kind.oldest else at for at, kind in kinds))
 
     # Sealing
 
