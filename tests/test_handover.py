@@ -152,9 +152,9 @@ async def test_all_that_is_held_can_be_asked_for_while_it_is_pushed_out(
 ) -> None:
     """Who is told that something is missing is not cut off because, a moment later, more of it is."""
     config = backlog(store, tmp_path)
-    config["server"]["backlog"]["size"] = 5
+    config["server"]["backlog"]["size"] = 50
     daemon = start_daemon(config)
-    await daemon.put_all("/a", [{"n": n} for n in range(10)])
+    await daemon.put_all("/a", [{"n": n} for n in range(100)])
     done = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         for _ in range(4):

@@ -224,9 +224,12 @@ class Follower:
                 return True
         self._begun = self._begun or bool(page.events)
         # what is behind that is in the page, if it has come to it: the page may be older than the placement
-        self._missing = page.gone
+        known, self._missing = self._missing, page.gone
+        if not self._begun:  # more may leave, if it knows that something has
+            bounds = zip(page.gone, known, strict=True)
+            self._missing = Gone(*(max(gone, page.end + 1) if at > position else gone for gone, at in bounds))
         if not selection.reads_private:  # of what it cannot read it misses everything, also if it can later
-            self._missing = Gone(page.gone.public, page.end)
+            self._missing = Gone(self._missing.public, page.end)
         return False
 
     async def _give_up(self, reason: str) -> NoReturn:
