@@ -15,8 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
+from core.events.cursor import MAX_POSITION
+from core.events.event import position_in
 from daemon import DEFAULT_CONFIG, ROOT, Daemon, StartDaemon, merged
-from plugins.backlog.finding import all_events
+from plugins.backlog import blocks
+from plugins.backlog.block import Summary
+from plugins.backlog.finding import checked
 from wire import EVERYTHING, free_port
 
 HELD = 60  # events in a backlog that a test begins with
@@ -121,6 +125,26 @@ async def numbers(daemon: Daemon, headers: dict[str, str] | None = None) -> list
     verdict, events = await replay(daemon, headers)
     assert verdict == "complete"
     return [event["n"] for event in events]
+
+
+def all_events(
+    connection: sqlite3.Connection, kind: str, after: int = 0, upto: int = MAX_POSITION
+) -> Iterator[tuple[str, bytes]]:
+    """The paths and lines of all events after a position, up to one. Raises Damaged."""
+    select = f"SELECT * FROM {kind}_blocks WHERE last > ? ORDER BY last"  # noqa: S608
+    summaries = connection.execute(select, (after,))
+    for summary in map(Summary._make, summaries):
+        for path, line in blocks.read(connection, kind, summary):
+            if after < position_in(line) <= upto:
+                yield path, line
+        if summary.last >= upto:
+            return
+    rows = connection.execute(
+        f"SELECT position, path, line, crc FROM {kind} WHERE position > ? AND position <= ? ORDER BY 1",  # noqa: S608
+        (after, upto),
+    )
+    for row in rows:
+        yield checked(row)
 
 
 def stored(storage: Path, table: str = "public") -> list[dict[str, Any]]:

@@ -55,13 +55,13 @@ from plugins.backlog import recent as recent_module
 from plugins.backlog.block import Summary
 from plugins.backlog.departed import Departed
 from plugins.backlog.file import StoredBacklog
-from plugins.backlog.finding import all_events
 from plugins.backlog.leaving import Leaving
 from plugins.backlog.memory import Backlog, Kind
 from plugins.backlog.schema import KINDS
 from plugins.backlog.settings import BacklogConfig
 from plugins.backlog.sqlite_file import SqliteFile
 from searching import search
+from storage import all_events
 from stores import IN_MEMORY
 from wire import START_NS
 

@@ -3,14 +3,14 @@
 import sqlite3
 import zlib
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
-from core.events.cursor import MAX_POSITION, Mark, position_at
+from core.events.cursor import Mark, position_at
 from core.events.event import position_in, timestamp_in
 from core.events.store import PAGE_BYTES, PAGE_EVENTS
 from core.events.subscription import Alternative
 from plugins.backlog import blocks
-from plugins.backlog.block import Damaged, Summary
+from plugins.backlog.block import Damaged
 from plugins.backlog.blocks import Unpacked
 from plugins.backlog.pages import Found, LookedBack
 
@@ -97,25 +97,6 @@ def find_back(
             positions = list(map(position_in, lines))
             return LookedBack(positions, positions[0] - 1)
     return LookedBack([], after)
-
-
-def all_events(
-    connection: sqlite3.Connection, kind: str, after: int = 0, upto: int = MAX_POSITION
-) -> Iterator[tuple[str, bytes]]:
-    """The paths and lines of all events after a position, up to one. Raises Damaged."""
-    summaries = connection.execute(f"SELECT * FROM {kind}_blocks WHERE last > ? ORDER BY last", (after,))
-    for summary in map(Summary._make, summaries):
-        for path, line in blocks.read(connection, kind, summary):
-            if after < position_in(line) <= upto:
-                yield path, line
-        if summary.last >= upto:
-            return
-    rows = connection.execute(
-        f"SELECT position, path, line, crc FROM {kind} WHERE position > ? AND position <= ? ORDER BY 1",
-        (after, upto),
-    )
-    for row in rows:
-        yield checked(row)
 
 
 def checked(row: tuple[int, str, bytes, int]) -> tuple[str, bytes]:
